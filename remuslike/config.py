@@ -1,0 +1,205 @@
+"""The configuration file of a daemon: TOML in, frozen models out, every complaint named.
+
+The same file shape serves both roles; README has an annotated example.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from remuslike.errors import ConfigurationError
+from remuslike.guest.refusals import refuse_arguments
+
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,14}")
+MAC_PATTERN = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
+def _checked_name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value):
+        raise ValueError("must be 1 to 15 of a-z, 0-9 and '-', and begin with a letter")
+    return value
+
+
+def _checked_mac(value: str) -> str:
+    lowered = value.lower()
+    if not MAC_PATTERN.fullmatch(lowered):
+        raise ValueError("must be six bytes such as 52:54:00:12:34:56")
+    if int(lowered[:2], 16) & 1:
+        raise ValueError("is a multicast address; a guest needs a unicast one")
+    return lowered
+
+
+def _checked_address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be HOST:PORT with a port from 1 to 65535")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+Mac = Annotated[str, AfterValidator(_checked_mac)]
+Address = Annotated[str, AfterValidator(_checked_address)]
+
+
+class Section(BaseModel):
+    """Unknown keys are mistakes, values are what they say, and nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DiskSettings(Section):
+    """A disk. A read-only one goes to QEMU as it is and must have the same contents on both hosts."""
+
+    name: Name
+    path: Annotated[Path, Field(strict=False)]
+    read_only: bool = False
+
+
+class NicSettings(Section):
+    """A network interface, whose frames reach the LAN through `bridge` of this host."""
+
+    mac: Mac
+    bridge: str = Field(min_length=1, max_length=15)
+
+
+class GuestSettings(Section):
+    """The machine. Everything but `qemu`, paths, bridges and `local_arguments` must agree with the
+    other side; the handshake checks it."""
+
+    machine: str = Field(default="q35", pattern=r"^[A-Za-z0-9._-]+(,[a-z0-9_-]+=[A-Za-z0-9._-]+)*$")
+    accelerator: Literal["kvm", "tcg"] = "kvm"
+    cpu: str = Field(default="max", pattern=r"^[A-Za-z0-9._,+=-]+$")
+    vcpus: int = Field(default=1, ge=1, le=255)
+    memory_mib: int = Field(ge=16, le=4 << 20)
+    kernel: Annotated[Path | None, Field(strict=False)] = None
+    initrd: Annotated[Path | None, Field(strict=False)] = None
+    append: str = ""
+    qemu: str = "qemu-system-x86_64"
+    disks: list[DiskSettings] = Field(default=[], max_length=16)
+    nics: list[NicSettings] = Field(default=[], max_length=8)
+    extra_arguments: list[str] = []
+    local_arguments: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GuestSettings:
+        for label, values in (
+            ("disks.name", [disk.name for disk in self.disks]),
+            ("nics.mac", [nic.mac for nic in self.nics]),
+        ):
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{label}: {value!r} is there twice")
+        if self.initrd and not self.kernel:
+            raise ValueError("initrd: needs a kernel beside it")
+        refuse_arguments(self.machine, [*self.extra_arguments, *self.local_arguments])
+        return self
+
+
+class EpochSettings(Section):
+    """`window`: how many epochs may be on their way at once; the buffers' depth also bounds it."""
+
+    epoch_ms: float = Field(default=25, ge=1, le=10_000)
+    window: int = Field(default=2, ge=1, le=8)
+
+
+class BufferSettings(Section):
+    """How much held output is kept in memory, a network interface and a disk each."""
+
+    network_limit_mib: int = Field(default=64, ge=1, le=65_536)
+    disk_limit_mib: int = Field(default=256, ge=1, le=65_536)
+
+
+class LinkSettings(Section):
+    """`address`: where the secondary listens and the primary connects."""
+
+    address: Address
+    detect_ms: float = Field(default=100, ge=10, le=60_000)
+
+
+class FileWitnessSettings(Section):
+    """A file that both sides reach: one machine, or shared storage with working locks."""
+
+    kind: Literal["file"]
+    path: Annotated[Path, Field(strict=False)]
+
+
+class NoWitnessSettings(Section):
+    """No third party. A partition then makes two active sides; the log says so."""
+
+    kind: Literal["none"]
+
+
+class LogSettings(Section):
+    """Structured lines on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Settings(Section):
+    """One node's configuration file."""
+
+    name: Name
+    run_directory: Annotated[Path, Field(strict=False)]
+    on_secondary_loss: Literal["solo", "stall"] = "solo"
+    guest: GuestSettings
+    epoch: EpochSettings = EpochSettings()
+    buffers: BufferSettings = BufferSettings()
+    link: LinkSettings
+    witness: Annotated[FileWitnessSettings | NoWitnessSettings, Field(discriminator="kind")]
+    log: LogSettings = LogSettings()
+
+    @property
+    def control_path(self) -> Path:
+        """The unix socket that answers `remuslike status`."""
+        return self.run_directory / "control.sock"
+
+
+# A unix socket's path is bounded by sizeof(sockaddr_un.sun_path) = 108, unix(7); our longest
+# file name in the run directory is "control.sock" or "disk-" plus a disk's name.
+RUN_DIRECTORY_LENGTH_MAX = 108 - len("/disk-") - 15 - len(".sock") - 1
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration file; ConfigurationError names the file and every bad key."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: can't be read: {error}") from error
+    return parse_settings(text, str(path))
+
+
+def parse_settings(text: str, source: str) -> Settings:
+    """As `load_settings`, from text; `source` names it in errors."""
+    try:
+        settings = Settings.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: is not TOML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(_explain(dict(problem)) for problem in error.errors())
+        raise ConfigurationError(f"{source}: {problems}") from error
+    if len(str(settings.run_directory)) > RUN_DIRECTORY_LENGTH_MAX:
+        raise ConfigurationError(
+            f"{source}: run_directory: {str(settings.run_directory)!r} is longer than"
+            f" {RUN_DIRECTORY_LENGTH_MAX} characters, too long for unix sockets in it"
+        )
+    return settings
+
+
+def _explain(problem: dict[str, object]) -> str:
+    location = problem["loc"]
+    assert isinstance(location, tuple)
+    key = ".".join(str(part) for part in location) or "the file"
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: is not a known key (value {problem['input']!r})"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | list):
+        return f"{key}: {message}"
+    return f"{key} = {problem['input']!r}: {message}"
