@@ -1,0 +1,310 @@
+"""The network hold in user space: a guest's frames wait here until their epoch is safe.
+
+`TapHold` satisfies the OutputBuffer contract (DESIGN.md, section 4). `wiring` brings the guest's frames to
+one descriptor and takes those that may leave from another; `ledger` says what may leave. This module moves
+the frames, whole, in order, and with one system call each.
+
+Invariants:
+
+- `_held` is what the ledger counts as held, oldest first (P5).
+- A frame is written to the outlet in two places only: `_take` while the ledger is open, `_send_oldest`
+  between the ledger's begin and end of a release or an opening (P1). `announce` writes frames that are not
+  the guest's.
+- While holding at the limit nothing is read but by `seal` and `prepare`: frames wait in the kernel's ring,
+  which drops what exceeds RING_FRAMES; the drops are counted and reported (P6).
+- Dying or being cancelled stops the movement and nothing else (P4).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from netbuf.announce import ETH_HEADER_BYTES
+from netbuf.errors import AnnounceError, InterfaceVanishedError
+from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
+from netbuf.redirect import RING_FRAMES
+from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, GuestTap
+from netbuf.wiring import TapWiring, Wiring
+
+# Frames moved before other tasks get their turn: at some 10 µs each, well under 1 ms.
+TURN_FRAMES = 64
+
+# What writing to a TAP raises when its interface was deleted (tun_get in drivers/net/tun.c).
+_INTERFACE_DELETED = errno.EBADFD
+
+_NO_OFFLOAD = bytes(VNET_HEADER_BYTES)
+
+_log = structlog.get_logger(__name__)
+
+
+class TapHold:
+    """Holds what one guest NIC sends; what is sent to the guest passes unheld.
+
+    All methods are called from the trio thread. A guest with several NICs has one hold for each.
+    """
+
+    def __init__(
+        self,
+        guest: GuestTap,
+        bridge: str,
+        limit_bytes: int,
+        depth: int = 2,
+        *,
+        wire: Callable[[GuestTap, str], Wiring] = TapWiring,
+    ) -> None:
+        """Start `closed`: the guest's frames wait in the hold's ring, and none reaches the guest.
+
+        `bridge` is the LAN, in the current network namespace. `limit_bytes` bounds the held frames, vnet
+        headers included; a seal may exceed it by what the ring holds. `depth` is how many sealed epochs may
+        wait. `wire` makes the interfaces. Raises `SettingError` or `HostError` of `netbuf.errors`.
+        """
+        self._ledger = Ledger(depth=depth, limit_bytes=limit_bytes)
+        self._wiring = wire(guest, bridge)
+        self._name = guest.name
+        self._held: deque[bytes] = deque()
+        self._buffer = memoryview(bytearray(FRAME_BYTES_MAX))
+        self._buffers = (self._buffer,)
+        self._callbacks: list[Callable[[Pressure], None]] = []
+        self._leaving = trio.Lock()  # releases and openings take turns
+        self._changed = trio.Event()  # replaced whenever it is set
+        self._running = False
+        self._closed = False
+        self._write_failed = False
+
+    # --- the OutputBuffer contract --------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """How many sealed, unreleased epochs it can hold."""
+        return self._ledger.depth
+
+    @property
+    def pressure(self) -> Pressure:
+        """How near the held bytes are to `limit_bytes`."""
+        return self._ledger.pressure
+
+    def on_pressure(self, callback: Callable[[Pressure], None]) -> None:
+        """Have `callback(level)` called in the trio thread whenever the level rises."""
+        self._callbacks.append(callback)
+
+    def statistics(self) -> BufferStatistics:
+        """A snapshot, about 0.2 ms: the kernel is asked for the frames that it had to drop."""
+        return self._ledger.statistics(dropped_elsewhere_items=self._wiring.undelivered())
+
+    def hold(self, epoch: int) -> None:
+        """From now on frames belong to `epoch`. Prerequisite: closed or open, guest paused.
+
+        Frames sent before, while open, still pass. From closed, it also opens the way to the guest.
+        Raises `HoldError`, and then nothing has changed, or `InterfaceVanishedError`.
+        """
+        if self._ledger.state is HoldState.OPEN and not self._ledger.opening:
+            self._drain(RING_FRAMES)
+        self._ledger.hold(epoch)
+        self._wiring.raise_outlet()
+        self._wake()
+
+    def prepare(self) -> None:
+        """Read what waits at the limit, so that the seal finds little left to do inside the pause."""
+        if self._ledger.state is HoldState.HOLDING and not self._ledger.opening:
+            self._drain(RING_FRAMES)
+            self._tell_pressure()
+
+    def seal(self, epoch: int) -> None:
+        """Close `epoch` with every frame that the guest has sent. Prerequisite: holding, guest paused.
+
+        A write to the guest tap ends only when the redirect has put the frame into the hold's ring, so one
+        ring's worth of reads finds all that was sent before. Raises `SealError`: nothing has changed;
+        `InterfaceVanishedError`: nothing was sealed.
+        """
+        self._ledger.check_seal(epoch)
+        self._drain(RING_FRAMES)
+        self._ledger.seal(epoch)
+        self._tell_pressure()
+
+    async def release(self, epoch: int) -> None:
+        """Let the frames of `epoch` out, in order. Prerequisite: it is the oldest sealed epoch.
+
+        Returns when all have left. Raises `ReleaseError`, and then nothing gets out. On cancellation or
+        `InterfaceVanishedError` what has not left is held as before, and the call may be repeated.
+        """
+        async with self._leaving:
+            self._ledger.begin_release(epoch)
+            released = False
+            try:
+                await self._let_out(lambda: self._ledger.oldest_items)
+                released = True
+            finally:
+                self._ledger.end_release(released=released)
+                self._wake()
+
+    async def open(self) -> None:
+        """Let all out that is held, in order; from then on frames pass at once, in both directions.
+
+        Only under a witness's grant. Raises `OpenError` when discarded, and else fails as `release` does:
+        then the buffer is in the state in which it was.
+        """
+        async with self._leaving:
+            self._ledger.begin_open()
+            opened = False
+            try:
+                await self._let_out(lambda: self._ledger.held_items)
+                self._wiring.raise_outlet()
+                opened = True
+            finally:
+                self._ledger.end_open(opened=opened)
+                self._wake()
+
+    def discard(self) -> None:
+        """Drop all that is held; nothing leaves ever after. Idempotent, never raises."""
+        self._wiring.cut_outlet()
+        self._ledger.discard()
+        self._held.clear()
+        self._wake()
+
+    # --- beside the contract --------------------------------------------------------------------
+
+    def announce(self, frames: Sequence[bytes]) -> None:
+        """Send `frames` (Ethernet, no vnet header) to the LAN at once, as if the guest's port had.
+
+        For frames that only say where the guest now is: see `rarp_frame`. Prerequisite: open, or holding
+        after having been open. Raises `AnnounceError`, and then nothing was sent.
+        """
+        if not self._ledger.may_announce:
+            raise AnnounceError(f"announce() while {self._ledger.state} and not yet opened: call open first")
+        for frame in frames:
+            if len(frame) < ETH_HEADER_BYTES:
+                raise AnnounceError(f"a frame of {len(frame)} bytes has no whole Ethernet header")
+        for frame in frames:
+            if not self._write(_NO_OFFLOAD + frame):
+                self._ledger.dropped()
+
+    def close(self) -> None:
+        """Discard, then remove the interfaces; a `run` under way returns. Idempotent, never raises.
+
+        The guest tap stays: whatever the guest sends from now on is dropped in the kernel.
+        """
+        if self._closed:
+            return
+        self.discard()
+        self._closed = True
+        if self._running:
+            trio.lowlevel.notify_closing(self._wiring.hold_fileno())
+        self._wiring.close()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read the guest's frames: pass them on while open, keep them while holding, until `close`.
+
+        One task of a nursery. When it is cancelled nothing passes any more (P4).
+        Raises `InterfaceVanishedError` if somebody deletes one of the interfaces.
+        """
+        assert not self._running, f"run() twice for the hold of {self._name}"
+        self._running = True
+        task_status.started()
+        try:
+            while not self._closed:
+                if self._may_read():
+                    await trio.lowlevel.wait_readable(self._wiring.hold_fileno())
+                    if self._may_read():
+                        self._drain(TURN_FRAMES, within_limit=True)
+                        self._tell_pressure()
+                else:
+                    await self._changed.wait()
+        except trio.ClosedResourceError:
+            assert self._closed, "the hold's descriptor was closed by somebody else"
+        finally:
+            self._running = False
+
+    # --- frames come ----------------------------------------------------------------------------
+
+    def _may_read(self) -> bool:
+        match self._ledger.state:
+            case HoldState.CLOSED:
+                return False
+            case HoldState.HOLDING:
+                # A growing open epoch could keep an opening from ever coming to its end.
+                return not self._ledger.opening and self._ledger.pressure is not Pressure.FULL
+            case _:
+                return True
+
+    def _drain(self, frames_max: int, *, within_limit: bool = False) -> None:
+        """Take what waits in the ring, at most `frames_max`; `within_limit`: none beyond the limit."""
+        descriptor = self._wiring.hold_fileno()
+        for _ in range(frames_max):
+            try:
+                length = os.readv(descriptor, self._buffers)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise InterfaceVanishedError(
+                    f"reading from the hold of {self._name} failed: {error.strerror}; find out who deletes it"
+                ) from error
+            self._take(length)
+            if within_limit and self._ledger.pressure is Pressure.FULL:
+                break
+
+    def _tell_pressure(self) -> None:
+        level = self._ledger.take_rise()
+        if level is not None:
+            for callback in self._callbacks:
+                callback(level)
+
+    def _take(self, length: int) -> None:
+        """Deal with the frame that stands in the buffer."""
+        frame = self._buffer[:length]
+        match self._ledger.state:
+            case HoldState.HOLDING:
+                self._held.append(bytes(frame))
+                self._ledger.admit(length)
+            case HoldState.OPEN:
+                if self._write(frame):
+                    self._ledger.passed(length)
+                else:
+                    self._ledger.dropped()
+            case _:
+                self._ledger.dropped()
+
+    # --- frames leave ---------------------------------------------------------------------------
+
+    async def _let_out(self, remaining: Callable[[], int]) -> None:
+        """Send the oldest `remaining()` frames, by turns. Ends without a checkpoint after the last one."""
+        while True:
+            await trio.lowlevel.checkpoint()
+            self._ledger.check_leaving()
+            for _ in range(min(remaining(), TURN_FRAMES)):
+                self._send_oldest()
+            if not remaining():
+                return
+
+    def _send_oldest(self) -> None:
+        delivered = self._write(self._held[0])
+        self._ledger.left(len(self._held.popleft()), delivered=delivered)
+
+    def _write(self, frame: bytes | memoryview) -> bool:
+        """Write one frame to the outlet; False if the kernel would not take it."""
+        try:
+            os.write(self._wiring.outlet_fileno(), frame)
+        except OSError as error:
+            if error.errno == _INTERFACE_DELETED:
+                raise InterfaceVanishedError(
+                    f"the outlet of {self._name} is gone; find out who deletes it"
+                ) from error
+            if not self._write_failed:
+                self._write_failed = True
+                _log.warning(
+                    "the outlet refused a frame; from now on such frames are only counted",
+                    guest=self._name,
+                    error=error.strerror,
+                )
+            return False
+        return True
+
+    def _wake(self) -> None:
+        """Have `run` look again whether it may read."""
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,109 @@
+"""The three interfaces of a tap hold and the redirects between them.
+
+    guest tap --ingress redirect--> hold  (read by the TapHold)
+    (written by the TapHold) outlet, a bridge port --egress redirect--> guest tap
+
+Order is what keeps this shut (P4): the guest tap comes up last, when its frames already have nowhere to go
+but the hold; the outlet comes up only when asked; at the end the outlet goes first.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from typing import Protocol
+
+from netbuf.errors import NetbufError
+from netbuf.redirect import Hook, Network
+from netbuf.tap import GuestTap, Tap
+
+
+class Wiring(Protocol):
+    """What a `TapHold` needs of its interfaces; frames on both descriptors begin with a vnet header."""
+
+    def hold_fileno(self) -> int:
+        """Descriptor from which the guest's frames are read, one a read; non-blocking."""
+        ...
+
+    def outlet_fileno(self) -> int:
+        """Descriptor to which frames for the LAN are written, one a write; non-blocking."""
+        ...
+
+    def raise_outlet(self) -> None:
+        """Let frames pass between the LAN and the outlet. Idempotent."""
+        ...
+
+    def cut_outlet(self) -> None:
+        """Part from the LAN for ever. Idempotent, never raises."""
+        ...
+
+    def undelivered(self) -> int:
+        """How many of the guest's frames were lost on their way to the hold so far."""
+        ...
+
+    def close(self) -> None:
+        """Remove what was set up, the outlet first. Idempotent, never raises."""
+        ...
+
+
+class TapWiring:
+    """The real wiring, in the network namespace in which it is made."""
+
+    def __init__(self, guest: GuestTap, bridge: str) -> None:
+        """Set all up around `guest`, and bring it up; the outlet stays down, a port of `bridge`.
+
+        Raises errors of `netbuf.errors`; then only the guest tap is left, down or without a way out.
+        """
+        with ExitStack() as undo:
+            self._network = Network()
+            undo.callback(self._network.close)
+            lan = self._network.bridge(bridge)
+            self._hold = Tap(guest.prefix + "h", vnet_header=True)
+            undo.callback(self._hold.close)
+            self._outlet = Tap(guest.prefix + "o", vnet_header=True)
+            undo.callback(self._outlet.close)
+            for interface in (guest.name, self._hold.name, self._outlet.name):
+                self._network.quieten(interface, mtu_bytes=lan.mtu_bytes)
+            self._network.redirect(guest.name, Hook.INGRESS, self._hold.name)
+            self._network.redirect(self._outlet.name, Hook.EGRESS, guest.name)
+            self._network.enslave(self._outlet.name, lan)
+            self._network.up(self._hold.name)
+            self._network.up(guest.name)
+            undo.pop_all()
+        self._guest_name = guest.name
+        self._outlet_up = False
+        self._closed = False
+        self._undelivered = 0
+
+    def hold_fileno(self) -> int:
+        """Descriptor of the hold."""
+        return self._hold.fileno()
+
+    def outlet_fileno(self) -> int:
+        """Descriptor of the outlet."""
+        return self._outlet.fileno()
+
+    def raise_outlet(self) -> None:
+        """Bring the outlet up, about 1 ms the first time. Raises `InterfaceVanishedError`."""
+        if not self._outlet_up:
+            self._network.up(self._outlet.name)
+            self._outlet_up = True
+
+    def cut_outlet(self) -> None:
+        """Delete the outlet by closing its only descriptor: some 20 ms, the kernel waits for its readers."""
+        self._outlet.close()
+
+    def undelivered(self) -> int:
+        """The redirect's own count, about 0.2 ms; the last one known if the guest tap is gone."""
+        if not self._closed:
+            with suppress(NetbufError):
+                self._undelivered = self._network.undelivered(self._guest_name, Hook.INGRESS)
+        return self._undelivered
+
+    def close(self) -> None:
+        """Outlet, then hold. The guest tap keeps its redirect, which now drops every frame."""
+        if not self._closed:
+            self.undelivered()
+            self._closed = True
+            self._outlet.close()
+            self._hold.close()
+            self._network.close()
