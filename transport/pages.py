@@ -173,7 +173,6 @@ class PageEncoder:
         np.bitwise_xor(delta, words, out=delta)
         changed = np.bitwise_or.reduce(delta, axis=1) != 0
         zero = _zero_pages(words)
-        zero &= changed
         self._pages += len(indices)
         kept = np.flatnonzero(changed & ~zero)
         if len(kept) < len(indices):

@@ -152,6 +152,18 @@ async def test_cancelled_receive_loses_nothing(autojump_clock: trio.testing.Mock
     assert (await link.receive()).type is FrameType.EPOCH_END
 
 
+async def test_waiting_frame_is_a_checkpoint_and_survives_cancellation() -> None:
+    link, peer = _half_link()
+    await peer.send_all(b"".join(_wire(FrameType.ACKNOWLEDGE, epoch) for epoch in range(3)))
+    assert (await link.receive()).epoch == 0
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await link.receive()
+    with trio.testing.assert_checkpoints():
+        assert (await link.receive()).epoch == 1
+    assert (await link.receive()).epoch == 2
+
+
 async def test_concurrent_sends_do_not_interleave() -> None:
     async with _socket_links() as (ours, theirs), trio.open_nursery() as nursery:
         for epoch in range(8):
@@ -173,18 +185,19 @@ async def test_more_parts_than_one_call_takes() -> None:
 
 
 async def test_send_cancelled_within_a_frame_breaks_the_link() -> None:
-    async with _socket_links() as (ours, theirs):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ours.send, FrameType.PAGES, 1, [bytes(1_000_000)])
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
-        with pytest.raises(errors.LinkBroken, match="in the middle of its frame"):
-            await ours.send(FrameType.GOODBYE)
-        with pytest.raises(errors.LinkBroken, match="in the middle of its frame"):
-            await ours.run()
-        await ours.aclose()
-        with pytest.raises(errors.LinkBroken, match="middle of a frame"):
-            await theirs.receive()
+    with trio.fail_after(10):
+        async with _socket_links() as (ours, theirs):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ours.send, FrameType.PAGES, 1, [bytes(1_000_000)])
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            with pytest.raises(errors.LinkBroken, match="in the middle of its frame"):
+                await ours.send(FrameType.GOODBYE)
+            with pytest.raises(errors.LinkBroken, match="in the middle of its frame"):
+                await ours.run()
+            await ours.aclose()
+            with pytest.raises(errors.LinkBroken, match="middle of a frame"):
+                await theirs.receive()
 
 
 async def test_send_cancelled_while_it_waits_for_another_leaves_the_link_whole() -> None:
