@@ -1,0 +1,133 @@
+"""The guest that is captured: pause, pages, device state, resume."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import trio
+
+from remuslike.engine.ports import PAGE_BYTES, Capture, Indices, Pages
+from remuslike.errors import GuestError
+from remuslike.guest.command import DEVICE_STATE_SET
+from remuslike.guest.dirty import PagemapScan
+from remuslike.guest.injection import inject_write_protection
+from remuslike.guest.process import QemuProcess
+
+# A capture's pages at the start, pre-faulted: above what 25 ms epochs of a busy guest dirty.
+_STAGING_PAGES = 4096
+
+
+class QemuGuest:
+    """A running QEMU as `remuslike.engine.ports.RunningGuest`."""
+
+    def __init__(self, process: QemuProcess, captures_in_use: int) -> None:
+        """`captures_in_use`: how many captures may be waiting to be sent when the next is taken."""
+        self._process = process
+        self._memory = process.memory
+        self._tracker: PagemapScan | None = None
+        self._running = False
+        self._staging = [np.zeros((_STAGING_PAGES, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
+        self._next_staging = 0
+        self.page_count = self._memory.page_count
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def pause(self) -> None:
+        if self._running:
+            await self._process.qmp.execute("stop")
+            self._running = False
+
+    async def resume(self) -> None:
+        if not self._running:
+            await self._process.qmp.execute("cont")
+            self._running = True
+
+    def adopt_running(self) -> None:
+        """It was started by somebody else (a standby's activation)."""
+        self._running = True
+
+    async def start_tracking(self) -> None:
+        if self._tracker is None:
+            mapping = self._memory.find_in(self.pid)
+            length = mapping.end - mapping.start
+            await trio.to_thread.run_sync(inject_write_protection, self.pid, mapping.start, length)
+            self._tracker = PagemapScan(self.pid, mapping.start, length)
+        else:
+            self._tracker.scan()
+
+    def dirty_pages(self) -> Indices:
+        assert self._tracker is not None, "start_tracking comes first"
+        return self._tracker.scan()
+
+    def read_pages(self, indices: Indices) -> Pages:
+        return np.take(self._memory.pages, indices, axis=0)
+
+    async def capture(self) -> Capture:
+        """QEMU saves its devices while we scan and copy; the guest is paused, so neither sees the
+        other's work."""
+        assert not self._running, "a capture needs a paused guest"
+        async with trio.open_nursery() as nursery:
+            saved: list[float] = []
+            nursery.start_soon(self._save_devices, saved)
+            # Let the command leave before this thread is busy.
+            await trio.lowlevel.checkpoint()
+            began = time.perf_counter()
+            indices = self.dirty_pages()
+            scanned = time.perf_counter()
+            pages = self._copy(indices)
+            copied = time.perf_counter()
+        return Capture(
+            indices=indices,
+            pages=pages,
+            devices=self._process.device_state.read(),
+            scan_ms=(scanned - began) * 1e3,
+            copy_ms=(copied - scanned) * 1e3,
+            devices_ms=saved[0],
+        )
+
+    def _copy(self, indices: Indices) -> Pages:
+        number = self._next_staging
+        self._next_staging = (number + 1) % len(self._staging)
+        if len(indices) > len(self._staging[number]):
+            self._staging[number] = np.empty((len(indices) * 5 // 4, PAGE_BYTES), np.uint8)
+        pages = self._staging[number][: len(indices)]
+        # "clip" only to spare numpy a buffered copy; the indices are in range.
+        np.take(self._memory.pages, indices, axis=0, out=pages, mode="clip")
+        return pages
+
+    async def _save_devices(self, elapsed_ms: list[float]) -> None:
+        began = time.perf_counter()
+        self._process.device_state.clear()
+        await self._process.qmp.execute(
+            "xen-save-devices-state", filename=f"/dev/fdset/{DEVICE_STATE_SET}", live=False
+        )
+        elapsed_ms.append((time.perf_counter() - began) * 1e3)
+
+    async def measure_pauses(self, count: int, interval_s: float) -> list[float]:
+        """QEMU's own part of a pause, in ms: stop, save devices, continue, and no capture at all."""
+        if not self._running:
+            raise GuestError("the guest is not running")
+        pauses = []
+        for _ in range(count):
+            began = time.perf_counter()
+            await self.pause()
+            await self._save_devices([])
+            await self.resume()
+            pauses.append((time.perf_counter() - began) * 1e3)
+            await trio.sleep(interval_s)
+        return pauses
+
+    async def status(self) -> dict[str, Any]:
+        result: dict[str, Any] = await self._process.qmp.execute("query-status")
+        return result
+
+    async def destroy(self) -> None:
+        self._running = False
+        await self._process.destroy()
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
