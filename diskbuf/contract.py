@@ -1,0 +1,42 @@
+"""The values of the OutputBuffer contract (DESIGN.md, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What becomes of the guest's writes."""
+
+    CLOSED = "closed"  # refused; reads are served
+    OPEN = "open"  # they go to the store at once
+    HOLDING = "holding"  # they belong to the open epoch and wait
+    DISCARDED = "discarded"  # refused for ever; what was held is gone
+
+
+class Pressure(StrEnum):
+    """How near the held bytes are to the limit (P6)."""
+
+    NONE = "none"
+    SOON = "soon"  # half of it: take an early checkpoint
+    FULL = "full"  # at it: writes wait
+
+
+@dataclass(frozen=True, slots=True)
+class BufferStatistics:
+    """A snapshot; items are extents, and `open_epoch` is None while nothing is being held.
+
+    `peak_bytes` is the most that was ever held at once; the other counters rise for ever.
+    """
+
+    state: State
+    open_epoch: int | None
+    sealed_epochs: tuple[int, ...]
+    held_items: int
+    held_bytes: int
+    limit_bytes: int
+    released_items: int
+    released_bytes: int
+    dropped_items: int
+    peak_bytes: int

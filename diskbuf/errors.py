@@ -1,0 +1,116 @@
+"""Everything that `diskbuf` raises on purpose.
+
+    DiskbufError
+    ├── ContractError              the engine: a call that the buffer's state forbids
+    │   ├── HoldError
+    │   ├── SealError
+    │   ├── ReleaseError
+    │   ├── StateError
+    │   ├── UnknownEpochError
+    │   └── ChunkError
+    ├── StoreError                 the environment: the store behind the buffer
+    │   ├── StoreOpenError
+    │   │   └── StoreInUseError
+    │   ├── StoreReadOnlyError
+    │   ├── StoreShortError
+    │   ├── StoreFullError
+    │   └── StoreIOError
+    ├── SocketError                the environment: the socket to listen on
+    │   └── SocketInUseError
+    ├── WriteRefusedError          nobody: writes are not accepted in this state
+    ├── RequestError               the NBD client: one request is answered with an error
+    ├── ProtocolError              the NBD client: its connection is closed
+    └── SealedWritesError          the peer: an epoch's writes don't decode
+
+Defects of `diskbuf` itself are outside this tree, so that nobody swallows them by catching it.
+"""
+
+from __future__ import annotations
+
+
+class DiskbufError(Exception):
+    """Base of the tree; never raised itself."""
+
+
+class ContractError(DiskbufError):
+    """The engine called something that the buffer's state forbids. Nothing was changed."""
+
+
+class HoldError(ContractError):
+    """The engine's fault: `hold` on a buffer that holds already or was discarded."""
+
+
+class SealError(ContractError):
+    """The engine's fault: `seal` of the wrong epoch, in the wrong state, or beyond `depth`."""
+
+
+class ReleaseError(ContractError):
+    """The engine's fault: `release` of another epoch than the oldest sealed one. Nothing got out."""
+
+
+class StateError(ContractError):
+    """The engine's fault: an operation that belongs to another state of the buffer."""
+
+
+class UnknownEpochError(ContractError):
+    """The engine's fault: it asked for the writes of an epoch that isn't sealed."""
+
+
+class ChunkError(ContractError):
+    """The engine's fault, or that of the peer it believed: a chunk that the disk hasn't got."""
+
+
+class StoreError(DiskbufError):
+    """The store failed. Nobody's call was wrong; what was held is still held."""
+
+
+class StoreOpenError(StoreError):
+    """The store can't be opened: it is missing, of the wrong kind, empty, or not permitted."""
+
+
+class StoreInUseError(StoreOpenError):
+    """Another process serves the store. Two would each hide the other's writes."""
+
+
+class StoreReadOnlyError(StoreError):
+    """A write to a store that was opened, or is mounted, read-only."""
+
+
+class StoreShortError(StoreError):
+    """The store ends before its size at opening: somebody truncated it meanwhile."""
+
+
+class StoreFullError(StoreError):
+    """No space left in the store's file system, quota or file size limit."""
+
+
+class StoreIOError(StoreError):
+    """Any other failure of the store's device or file system."""
+
+
+class SocketError(DiskbufError):
+    """The listening socket can't be made at its path: mend the path or the directory."""
+
+
+class SocketInUseError(SocketError):
+    """A living server listens at the path already."""
+
+
+class WriteRefusedError(DiskbufError):
+    """A write while the buffer is closed, discarded or read-only. It reached neither memory nor store."""
+
+
+class RequestError(DiskbufError):
+    """The client's fault: one request is invalid. It is answered with `code`, the connection goes on."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProtocolError(DiskbufError):
+    """The client's fault: its bytes aren't NBD, or exceed a bound. Its connection is closed."""
+
+
+class SealedWritesError(DiskbufError):
+    """The peer's fault: the encoded writes of an epoch are malformed. Nothing was taken from them."""

@@ -1,0 +1,166 @@
+"""The held writes of all epochs, in front of a store, and what a read sees of them.
+
+Invariants:
+1. `_sealed` holds consecutive epochs in ascending order, and `open_epoch` follows the last of them (P5);
+2. a byte's newest change is in the newest map that has it; a byte that no map has is the store's;
+3. `held_bytes` is the sum over all maps, `_sealed_bytes` over the sealed ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from diskbuf.contract import Pressure
+from diskbuf.extents import Extent, ExtentMap, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Where the bytes of a read come from: held `pieces`, and `gaps` (offset, length) of the store.
+
+    It stays right while epochs are sealed and released: pieces don't change, and a gap's bytes were the
+    store's when the plan was made.
+    """
+
+    offset: int
+    length: int
+    pieces: tuple[Extent, ...]
+    gaps: tuple[tuple[int, int], ...]
+
+    def whole(self) -> memoryview | None:
+        """The answer, if it is one held piece and needs no copy."""
+        if len(self.pieces) == 1 and not self.gaps and self.pieces[0].kind is Kind.DATA:
+            return self.pieces[0].data
+        return None
+
+    def gap_views(self, target: memoryview) -> list[tuple[int, memoryview]]:
+        """For each gap its offset on the disk and its place in `target`, the read's `length` bytes."""
+        return [
+            (offset, target[offset - self.offset : offset - self.offset + length])
+            for offset, length in self.gaps
+        ]
+
+    def compose(self, target: memoryview) -> None:
+        """Copy the pieces into `target`, which was all zeros before its gaps were filled."""
+        for piece in self.pieces:
+            if piece.kind is Kind.DATA:
+                start = piece.offset - self.offset
+                target[start : start + piece.length] = piece.data
+
+
+class Overlay:
+    """The open epoch's changes and those of the sealed, unreleased epochs."""
+
+    __slots__ = (
+        "_open",
+        "_sealed",
+        "_sealed_bytes",
+        "_sealed_items",
+        "limit_bytes",
+        "open_epoch",
+        "peak_bytes",
+    )
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.open_epoch = 0
+        self.peak_bytes = 0
+        self._open = ExtentMap()
+        self._sealed: deque[tuple[int, ExtentMap]] = deque()
+        self._sealed_bytes = 0
+        self._sealed_items = 0
+
+    @property
+    def sealed_epochs(self) -> tuple[int, ...]:
+        return tuple(epoch for epoch, _ in self._sealed)
+
+    @property
+    def held_items(self) -> int:
+        return self._sealed_items + len(self._open)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._sealed_bytes + self._open.held_bytes
+
+    @property
+    def pressure(self) -> Pressure:
+        held_bytes = self.held_bytes
+        if held_bytes >= self.limit_bytes:
+            return Pressure.FULL
+        return Pressure.SOON if held_bytes * 2 >= self.limit_bytes else Pressure.NONE
+
+    @property
+    def open_map(self) -> ExtentMap:
+        return self._open
+
+    def begin(self, epoch: int) -> None:
+        """Start to hold, with `epoch`; nothing may be held."""
+        assert self.held_items == 0 and not self._sealed, "a new beginning would mix epochs"
+        self.open_epoch = epoch
+
+    def put(self, extent: Extent) -> None:
+        """Add a change to the open epoch."""
+        self._open.put(extent)
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def seal(self) -> None:
+        """Close the open epoch and open the next; takes the same time whatever was written."""
+        self._sealed.append((self.open_epoch, self._open))
+        self._sealed_bytes += self._open.held_bytes
+        self._sealed_items += len(self._open)
+        self._open = ExtentMap()
+        self.open_epoch += 1
+
+    def sealed_map(self, epoch: int) -> ExtentMap | None:
+        """The changes of a sealed, unreleased epoch, or None."""
+        return next((changes for sealed, changes in self._sealed if sealed == epoch), None)
+
+    def oldest(self) -> tuple[int, ExtentMap] | None:
+        """The oldest sealed epoch and its changes, or None."""
+        return self._sealed[0] if self._sealed else None
+
+    def retire_oldest(self) -> None:
+        """Forget the oldest sealed epoch: all of it is in the store."""
+        _, changes = self._sealed.popleft()
+        self._sealed_bytes -= changes.held_bytes
+        self._sealed_items -= len(changes)
+
+    def retire_open(self) -> None:
+        """Forget the open epoch's changes: all of them are in the store."""
+        assert not self._sealed, "older epochs come first (P5)"
+        self._open = ExtentMap()
+
+    def clear(self) -> int:
+        """Drop everything; return the number of items dropped."""
+        dropped = self.held_items
+        self._sealed.clear()
+        self._sealed_bytes = self._sealed_items = 0
+        self._open = ExtentMap()
+        return dropped
+
+    def plan(self, offset: int, length: int) -> ReadPlan:
+        """Where a read finds each of its bytes: the newest map that has it, else the store."""
+        gaps = [(offset, length)]
+        pieces: list[Extent] = []
+        if self.held_items:
+            for changes in (self._open, *(sealed for _, sealed in reversed(self._sealed))):
+                if not gaps:
+                    break
+                gaps = _fill(gaps, changes, pieces) if len(changes) else gaps
+        return ReadPlan(offset, length, tuple(pieces), tuple(gaps))
+
+
+def _fill(gaps: list[tuple[int, int]], changes: ExtentMap, pieces: list[Extent]) -> list[tuple[int, int]]:
+    """Add to `pieces` what `changes` has of the gaps; return the gaps that are left."""
+    left = []
+    for offset, length in gaps:
+        position, end = offset, offset + length
+        for extent in changes.overlapping(offset, length):
+            if extent.offset > position:
+                left.append((position, extent.offset - position))
+            pieces.append(extent)
+            position = extent.end
+        if position < end:
+            left.append((position, end - position))
+    return left
