@@ -1,0 +1,84 @@
+"""The kernel command line that tells the guest what to do; guest/guest-init.sh is its reader. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Literal
+
+from remuslike.image.errors import CommandLineError
+
+READY_LINE = "remus-guest ready"
+"""On the console when network, data disk, service and agent are up."""
+
+STOPPED_LINE = "remus-guest stopped"
+"""On the console when `stop-guest` has left the data disk clean, just before the power goes off."""
+
+AGENT_PORT = 2222
+SERVICE_PORT = 6379
+
+Service = Literal["redis", "none"]
+
+BASE_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off")
+"""A panic reboots at once, so that QEMU's -no-reboot ends it. Mitigations protect nothing in this guest."""
+
+LENGTH_LIMIT = 2047
+"""Bytes that an x86 kernel keeps of its command line (COMMAND_LINE_SIZE is 2048 with the zero)."""
+
+_DISK = re.compile(r"[a-z]+[0-9]*")
+
+
+def kernel_command_line(
+    *,
+    addresses: Sequence[str] = (),
+    gateway: str | None = None,
+    data_disk: str | None = None,
+    service: Service = "none",
+    extra: Sequence[str] = (),
+) -> str:
+    """What to give to QEMU's -append.
+
+    `addresses` are those of eth0, eth1 ... as ADDRESS/PREFIX; `data_disk` is a device name such as "vdb";
+    `extra` are further arguments of the kernel. Raises CommandLineError.
+    """
+    words = list(BASE_ARGUMENTS)
+    for number, address in enumerate(addresses):
+        words.append(f"remus.address{number or ''}={_interface(number, address)}")
+    if gateway is not None:
+        words.append(f"remus.gateway={_address(gateway)}")
+    if data_disk is not None:
+        if not _DISK.fullmatch(data_disk):
+            raise CommandLineError(f"data_disk is {data_disk!r}; give a device name of the guest such as vdb")
+        words.append(f"remus.data={data_disk}")
+    if service not in ("redis", "none"):
+        raise CommandLineError(f"service is {service!r}; use redis or none")
+    words.append(f"remus.service={service}")
+    for argument in extra:
+        if not argument.isascii() or not argument.isprintable() or " " in argument or not argument:
+            raise CommandLineError(f"extra has {argument!r}; give one printable ASCII word per argument")
+        words.append(argument)
+    line = " ".join(words)
+    if len(line) > LENGTH_LIMIT:
+        raise CommandLineError(
+            f"the kernel keeps {LENGTH_LIMIT} bytes of its command line, this has {len(line)}; shorten extra"
+        )
+    return line
+
+
+def _interface(number: int, address: str) -> str:
+    try:
+        if "/" not in address:
+            raise ValueError
+        return IPv4Interface(address).with_prefixlen
+    except ValueError:
+        raise CommandLineError(
+            f"addresses[{number}] is {address!r}; give ADDRESS/PREFIX such as 10.77.0.2/24"
+        ) from None
+
+
+def _address(gateway: str) -> str:
+    try:
+        return str(IPv4Address(gateway))
+    except ValueError:
+        raise CommandLineError(f"gateway is {gateway!r}; give an IPv4 address such as 10.77.0.1") from None

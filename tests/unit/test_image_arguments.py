@@ -1,0 +1,54 @@
+"""The guest's kernel command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from remuslike.image.arguments import LENGTH_LIMIT, kernel_command_line
+from remuslike.image.errors import CommandLineError
+
+
+def test_everything_at_once() -> None:
+    line = kernel_command_line(
+        addresses=["10.77.0.2/24", "10.78.0.2/16"],
+        gateway="10.77.0.1",
+        data_disk="vdb",
+        service="redis",
+        extra=["nokaslr"],
+    )
+    assert line.split() == [
+        "console=ttyS0",
+        "quiet",
+        "panic=-1",
+        "mitigations=off",
+        "remus.address=10.77.0.2/24",
+        "remus.address1=10.78.0.2/16",
+        "remus.gateway=10.77.0.1",
+        "remus.data=vdb",
+        "remus.service=redis",
+        "nokaslr",
+    ]
+
+
+def test_the_plainest_guest() -> None:
+    assert kernel_command_line().endswith(" remus.service=none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"addresses": ["10.77.0.2"]}, r"addresses\[0\] is '10.77.0.2'"),
+        ({"addresses": ["10.77.0.2/24", "10.77.0.300/24"]}, r"addresses\[1\] is '10.77.0.300/24'"),
+        ({"addresses": ["10.77.0.2/24 init=/bin/sh"]}, r"addresses\[0\]"),
+        ({"gateway": "gate"}, "gateway is 'gate'"),
+        ({"data_disk": "/dev/vdb"}, "data_disk is '/dev/vdb'"),
+        ({"service": "mysql"}, "service is 'mysql'"),
+        ({"extra": ["two words"]}, "extra has 'two words'"),
+        ({"extra": [""]}, "extra has ''"),
+        ({"extra": ["a\n"]}, "extra has"),
+        ({"extra": ["x" * LENGTH_LIMIT]}, f"keeps {LENGTH_LIMIT} bytes"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(CommandLineError, match=message):
+        kernel_command_line(**arguments)  # type: ignore[arg-type]
