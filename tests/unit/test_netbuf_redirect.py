@@ -1,0 +1,179 @@
+"""netbuf.redirect: what is asked of the kernel in which order, and each of its refusals by name."""
+
+import errno
+from typing import Any
+
+import pytest
+from pyroute2.netlink.exceptions import NetlinkError
+
+from netbuf.errors import (
+    BridgeError,
+    InterfaceVanishedError,
+    KernelModuleError,
+    KernelRefusedError,
+    NameClashError,
+    NetbufError,
+    PrivilegeError,
+)
+from netbuf.redirect import RING_FRAMES, Hook, Network
+
+
+class Attributes(dict[str, Any]):
+    """A netlink message as far as `get_attr` goes."""
+
+    def get_attr(self, name: str) -> Any:
+        return self.get(name)
+
+
+class FakeNetlink:
+    """Knows interfaces by name and writes down what is asked; `refuse` gives a request's errno."""
+
+    def __init__(self, *interfaces: str) -> None:
+        self.indices = {name: index for index, name in enumerate(interfaces, start=1)}
+        self.kinds = {"br0": "bridge", "eth0": None, "v0": "veth"}
+        self.asked: list[tuple[Any, ...]] = []
+        self.refuse: dict[str, int] = {}
+        self.filters: list[Attributes] = []
+        self.closed = False
+
+    def link_lookup(self, ifname: str) -> list[int]:
+        return [self.indices[ifname]] if ifname in self.indices else []
+
+    def link(self, command: str, index: int, **what: Any) -> list[Attributes]:
+        self._refuse(f"link {command}", *what)
+        if command == "get":
+            (name,) = (name for name, known in self.indices.items() if known == index)
+            kind = self.kinds.get(name)
+            information = Attributes(IFLA_INFO_KIND=kind) if kind else None
+            return [Attributes(IFLA_LINKINFO=information, IFLA_MTU=1450, IFLA_ADDRESS="0a:11:22:33:44:55")]
+        self.asked.append(("link", index, what))
+        return []
+
+    def tc(self, command: str, kind: str, **what: Any) -> None:
+        self._refuse(f"tc {command} {kind}")
+        self.asked.append(("tc", command, kind, what))
+
+    def get_filters(self, index: int, parent: int) -> list[Attributes]:
+        self._refuse("get_filters")
+        return self.filters
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _refuse(self, *requests: str) -> None:
+        for request in requests:
+            if request in self.refuse:
+                raise NetlinkError(self.refuse[request])
+
+
+def test_a_bridge_is_known_by_index_and_mtu() -> None:
+    found = Network(FakeNetlink("lo", "br0")).bridge("br0")
+    assert (found.name, found.index, found.mtu_bytes) == ("br0", 2, 1450)
+
+
+def test_a_missing_bridge_says_how_to_make_it() -> None:
+    with pytest.raises(
+        BridgeError, match="bridge='br0' doesn't exist; create it: ip link add br0 type bridge"
+    ):
+        Network(FakeNetlink("lo")).bridge("br0")
+
+
+@pytest.mark.parametrize("name", ["eth0", "v0"])
+def test_another_kind_of_interface_is_no_bridge(name: str) -> None:
+    with pytest.raises(BridgeError, match=f"bridge='{name}' is an interface of kind"):
+        Network(FakeNetlink("eth0", "v0")).bridge(name)
+
+
+def test_quiet_means_no_address_no_queue_and_a_deep_ring() -> None:
+    netlink = FakeNetlink("rl0h")
+    Network(netlink).quieten("rl0h", mtu_bytes=9000)
+    size, queue, silence = netlink.asked
+    assert size == ("link", 1, {"mtu": 9000, "txqlen": RING_FRAMES})
+    assert queue[1:3] == ("replace", "noqueue")
+    assert silence[2]["IFLA_AF_SPEC"]["attrs"][0][0] == "AF_INET6"
+
+
+def test_a_kernel_without_ipv6_is_quiet_already() -> None:
+    netlink = FakeNetlink("rl0h")
+    netlink.refuse["IFLA_AF_SPEC"] = errno.EAFNOSUPPORT
+    Network(netlink).quieten("rl0h", mtu_bytes=1500)
+
+
+def test_another_refusal_of_silence_is_named() -> None:
+    netlink = FakeNetlink("rl0h")
+    netlink.refuse["IFLA_AF_SPEC"] = errno.EINVAL
+    with pytest.raises(KernelRefusedError, match="silencing interface 'rl0h'"):
+        Network(netlink).quieten("rl0h", mtu_bytes=1500)
+
+
+def test_a_redirect_matches_every_frame() -> None:
+    netlink = FakeNetlink("rl0g", "rl0h")
+    Network(netlink).redirect("rl0g", Hook.INGRESS, "rl0h")
+    qdisc, entry = netlink.asked
+    assert qdisc[1:3] == ("add", "clsact")
+    assert entry[3]["keys"] == []
+    assert entry[3]["parent"] == 0xFFFFFFF2
+    assert entry[3]["action"] == [
+        {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_name", "code", "error", "message"),
+    [
+        ("tc add clsact", errno.ENOENT, KernelModuleError, "no sch_ingress"),
+        ("tc add-filter u32", errno.ENOENT, KernelModuleError, "no cls_u32 or act_mirred"),
+        ("tc add clsact", errno.EEXIST, NameClashError, "create a new guest tap"),
+        ("tc add clsact", errno.EPERM, PrivilegeError, "CAP_NET_ADMIN"),
+        ("tc add-filter u32", errno.ENODEV, InterfaceVanishedError, "is gone"),
+        ("tc add-filter u32", errno.EINVAL, KernelRefusedError, "Invalid argument"),
+    ],
+)
+def test_each_refusal_has_a_name(
+    request_name: str, code: int, error: type[NetbufError], message: str
+) -> None:
+    netlink = FakeNetlink("rl0g", "rl0h")
+    netlink.refuse[request_name] = code
+    with pytest.raises(error, match=f"redirecting 'rl0g' to 'rl0h'.*{message}"):
+        Network(netlink).redirect("rl0g", Hook.INGRESS, "rl0h")
+
+
+def test_an_interface_that_is_gone_is_named() -> None:
+    network = Network(FakeNetlink("rl0g"))
+    for call in (
+        lambda: network.redirect("rl0g", Hook.INGRESS, "rl0h"),
+        lambda: network.up("rl0h"),
+        lambda: network.quieten("rl0h", mtu_bytes=1500),
+        lambda: network.undelivered("rl0h", Hook.INGRESS),
+    ):
+        with pytest.raises(InterfaceVanishedError, match="'rl0h' is gone"):
+            call()
+
+
+def test_a_port_gets_a_high_address_before_it_joins() -> None:
+    netlink = FakeNetlink("br0", "rl0o")
+    network = Network(netlink)
+    network.enslave("rl0o", network.bridge("br0"))
+    assert netlink.asked == [
+        ("link", 2, {"address": "fe:11:22:33:44:55"}),
+        ("link", 2, {"master": 1}),
+    ]
+
+
+def test_losses_are_the_overlimits_of_the_actions() -> None:
+    netlink = FakeNetlink("rl0g")
+    action = Attributes(TCA_ACT_STATS=Attributes(TCA_STATS_QUEUE={"overlimits": 502}))
+    netlink.filters = [
+        Attributes(),
+        Attributes(TCA_OPTIONS="an older kernel's opaque options"),
+        Attributes(TCA_OPTIONS=Attributes()),
+        Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})),
+        Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", Attributes())]})),
+    ]
+    assert Network(netlink).undelivered("rl0g", Hook.INGRESS) == 502
+
+
+def test_close_closes_the_socket() -> None:
+    netlink = FakeNetlink()
+    Network(netlink).close()
+    assert netlink.closed
