@@ -67,7 +67,7 @@ class FakeWiring:
             self.guest.send(frame)
 
     def received(self) -> list[bytes]:
-        frames = []
+        frames: list[bytes] = []
         while True:
             try:
                 frame = self.lan.recv(1 << 17)
