@@ -29,6 +29,11 @@ from netbuf.errors import (
 # than any checkpoint pauses a guest or any turn of the event loop lasts; the ring itself takes 80 KiB.
 RING_FRAMES = 10_000
 
+# IPv6 stays away from an interface that can't carry its smallest packet (RFC 8200, section 5: 1280 bytes).
+# On a hold this keeps a host that is a router from reporting its multicast groups among the guest's frames.
+# An MTU binds only what the host itself sends: redirected frames of any size pass.
+NO_IPV6_MTU_BYTES = 1279
+
 _ADDRESS_GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
 _ETH_P_ALL = 3  # linux/if_ether.h
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
@@ -124,14 +129,13 @@ class Network:
                 action=[action],
             )
 
-    def undelivered(self, source: str, hook: Hook) -> int:
+    def undelivered(self, source_index: int, hook: Hook) -> int:
         """How many frames a redirect could not deliver: the target's ring was full, or it was down or gone.
 
         The action counts them as overlimits; a full ring's share of them is also the target's `tx_dropped`.
         """
-        index = self.index(source)
-        with _refusals(f"reading the filter of {source!r}"):
-            filters = list(self._netlink.get_filters(index=index, parent=int(hook)))
+        with _refusals(f"reading the filter of interface {source_index}"):
+            filters = list(self._netlink.get_filters(index=source_index, parent=int(hook)))
         return sum(_overlimits(entry) for entry in filters)
 
     def enslave(self, interface: str, bridge: Bridge) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from netbuf.errors import NetbufError
-from netbuf.redirect import Hook, Network
+from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network
 from netbuf.tap import GuestTap, Tap
 
 
@@ -61,15 +61,16 @@ class TapWiring:
             undo.callback(self._hold.close)
             self._outlet = Tap(guest.prefix + "o", vnet_header=True)
             undo.callback(self._outlet.close)
-            for interface in (guest.name, self._hold.name, self._outlet.name):
+            self._network.quieten(self._hold.name, mtu_bytes=NO_IPV6_MTU_BYTES)
+            for interface in (guest.name, self._outlet.name):
                 self._network.quieten(interface, mtu_bytes=lan.mtu_bytes)
             self._network.redirect(guest.name, Hook.INGRESS, self._hold.name)
             self._network.redirect(self._outlet.name, Hook.EGRESS, guest.name)
             self._network.enslave(self._outlet.name, lan)
+            self._guest_index = self._network.index(guest.name)
             self._network.up(self._hold.name)
             self._network.up(guest.name)
             undo.pop_all()
-        self._guest_name = guest.name
         self._outlet_up = False
         self._closed = False
         self._undelivered = 0
@@ -96,7 +97,7 @@ class TapWiring:
         """The redirect's own count, about 0.2 ms; the last one known if the guest tap is gone."""
         if not self._closed:
             with suppress(NetbufError):
-                self._undelivered = self._network.undelivered(self._guest_name, Hook.INGRESS)
+                self._undelivered = self._network.undelivered(self._guest_index, Hook.INGRESS)
         return self._undelivered
 
     def close(self) -> None:

@@ -144,7 +144,6 @@ def test_an_interface_that_is_gone_is_named() -> None:
         lambda: network.redirect("rl0g", Hook.INGRESS, "rl0h"),
         lambda: network.up("rl0h"),
         lambda: network.quieten("rl0h", mtu_bytes=1500),
-        lambda: network.undelivered("rl0h", Hook.INGRESS),
     ):
         with pytest.raises(InterfaceVanishedError, match="'rl0h' is gone"):
             call()
@@ -170,7 +169,14 @@ def test_losses_are_the_overlimits_of_the_actions() -> None:
         Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})),
         Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", Attributes())]})),
     ]
-    assert Network(netlink).undelivered("rl0g", Hook.INGRESS) == 502
+    assert Network(netlink).undelivered(1, Hook.INGRESS) == 502
+
+
+def test_the_losses_of_an_interface_that_is_gone_are_unknown() -> None:
+    netlink = FakeNetlink()
+    netlink.refuse["get_filters"] = errno.ENODEV
+    with pytest.raises(InterfaceVanishedError, match="interface 1: the interface is gone"):
+        Network(netlink).undelivered(1, Hook.INGRESS)
 
 
 def test_close_closes_the_socket() -> None:

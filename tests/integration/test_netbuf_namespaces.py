@@ -325,6 +325,31 @@ async def test_frames_sent_before_a_seal_and_not_yet_read_are_in_it(lab: Lab) ->
 
 
 @namespaced()
+def test_frames_sent_on_another_processor_before_a_seal_are_in_it(lab: Lab) -> None:
+    here, *others = sorted(os.sched_getaffinity(0))
+    hold = lab.make_hold()
+    hold.hold(1)
+    os.sched_setaffinity(0, {here})
+    turns, sent = os.pipe(), os.pipe()
+    sender = os.fork()
+    if not sender:
+        os.sched_setaffinity(0, others or {here})
+        for number in range(300):
+            os.read(turns[0], 1)
+            lab.emit(*numbered(number))
+            os.write(sent[1], b"s")
+        os._exit(0)
+    for epoch in range(1, 301):
+        os.write(turns[1], b"t")
+        os.read(sent[0], 1)
+        hold.seal(epoch)
+        assert hold.statistics().held_items == 1, f"epoch {epoch}"
+        trio.run(hold.release, epoch)
+    os.waitpid(sender, 0)
+    assert lab.on_lan() == numbered(0, 300)
+
+
+@namespaced()
 async def test_order_is_kept_through_many_epochs(lab: Lab) -> None:
     hold = lab.make_hold()
     hold.hold(1)
@@ -437,6 +462,16 @@ async def test_the_guest_never_reaches_the_hosts_own_stack(lab: Lab) -> None:
         netlink.link("set", index=netlink.link_lookup(ifname="rl1g")[0], state="up")
     lab.emit(arp_request())
     assert lab.guest_receives() is not None
+
+
+@namespaced()
+def test_a_host_that_is_a_router_sends_nothing_of_its_own_into_the_hold(lab: Lab) -> None:
+    for scope in ("all", "default"):  # of this namespace
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/forwarding").write_text("1")
+    lab.make_hold()
+    joined = {line.split()[1] for line in Path("/proc/thread-self/net/igmp6").read_text().splitlines()}
+    assert "br0" in joined
+    assert "rl0h" not in joined
 
 
 @namespaced()
