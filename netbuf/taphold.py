@@ -94,7 +94,7 @@ class TapHold:
         self._callbacks.append(callback)
 
     def statistics(self) -> BufferStatistics:
-        """A snapshot, about 0.2 ms: the kernel is asked for the frames that it had to drop."""
+        """A snapshot, about 0.4 ms: the kernel is asked for the frames that it had to drop."""
         return self._ledger.statistics(dropped_elsewhere_items=self._wiring.undelivered())
 
     def hold(self, epoch: int) -> None:
