@@ -207,7 +207,7 @@ class Negotiation:
 
     def _take_client_flags(self) -> None:
         (flags,) = _CLIENT_FLAGS.unpack_from(self._received)
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags > HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES:
             raise ProtocolError(
                 f"client flags are {flags:#x}, of which only 0x3 are known; use an NBD client"
             )
@@ -322,8 +322,8 @@ def decode_request(header: bytes | memoryview) -> Request:
 
 _RANGED = frozenset((Command.READ, Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
 _WRITING = frozenset((Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
-_FLAGS_EXCLUDED: dict[int, int] = dict.fromkeys(Command, 0xFFFF & ~CommandFlag.FUA)
-_FLAGS_EXCLUDED[Command.WRITE_ZEROES] = 0xFFFF & ~(CommandFlag.FUA | CommandFlag.NO_HOLE)
+_FLAGS_KNOWN: dict[int, int] = dict.fromkeys(Command, CommandFlag.FUA)  # every command takes FUA
+_FLAGS_KNOWN[Command.WRITE_ZEROES] = CommandFlag.FUA | CommandFlag.NO_HOLE
 
 
 def validate_request(request: Request, size_bytes: int, read_only: bool) -> None:
@@ -332,10 +332,10 @@ def validate_request(request: Request, size_bytes: int, read_only: bool) -> None
     Raises `RequestError` with the code that "Error values" asks for.
     """
     command = request.command
-    excluded = _FLAGS_EXCLUDED.get(command)
-    if excluded is None:
+    known = _FLAGS_KNOWN.get(command)
+    if known is None:
         raise RequestError(NbdError.EINVAL, f"command {command} is unknown")
-    if request.flags & excluded:
+    if request.flags | known != known:
         raise RequestError(NbdError.EINVAL, f"flags {request.flags:#x} don't belong to command {command}")
     if command not in _RANGED:
         if request.offset or request.length:
