@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,11 @@ class Archive:
         an error here: what it alone has is reported as not found.
         """
         assert self.lists is not None
-        (self.lists / "partial").mkdir(parents=True, exist_ok=True)
+        # apt keeps yesterday's lists when it can't fetch today's, and then nothing would tell the two apart.
+        shutil.rmtree(self.lists, ignore_errors=True)
+        (self.lists / "partial").mkdir(parents=True)
         try:
-            run(["apt-get", *self._options(), "-qq", "update"])
+            run(["apt-get", *self._options(), "-o", "APT::Update::Error-Mode=any", "-qq", "update"])
         except ToolFailedError as error:
             if not any(self.lists.glob("*_Packages*")):
                 raise PackageDownloadError("the package list", error.output) from None

@@ -9,7 +9,6 @@ CACHE/image/KEY/            kernel, initrd, root.squashfs, image.json; appears w
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -82,24 +81,17 @@ def build_image(
                 return image
             return _build(directory, chosen_recipe, refresh, progress)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise NoSpaceError(str(directory), WORK_FACTOR << 26, shutil.disk_usage(directory).free) from None
         raise CacheUnusableError(str(error.filename or directory), error.strerror or str(error)) from None
 
 
 def find_image(cache_directory: Path | None = None, *, recipe: Recipe | None = None) -> GuestImage | None:
     """The image if the cache has it, complete and made from today's recipe."""
     directory = (cache_directory or default_cache_directory()).absolute() / "image"
-    packages = _read_packages(directory)
+    chosen_recipe = recipe or Recipe()
+    packages = _read_packages(directory, chosen_recipe)
     if packages is None:
         return None
-    folder = directory / cache_key(packages, recipe or Recipe(), _ingredients())
-    try:
-        record = json.loads((folder / "image.json").read_text())
-        complete = all((folder / part).stat().st_size == record["size_bytes"][part] for part in _PARTS)
-        return _image(folder, record["digest"]) if complete else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    return _read_image(directory / cache_key(packages, chosen_recipe, _ingredients()))
 
 
 def cache_key(packages: Sequence[Package], recipe: Recipe, ingredients: Mapping[str, bytes]) -> str:
@@ -124,7 +116,7 @@ def _build(directory: Path, recipe: Recipe, refresh: bool, progress: Progress) -
     for pattern in _LEFTOVERS:
         for path in directory.glob(pattern):
             shutil.rmtree(path)
-    packages = None if refresh else _read_packages(directory)
+    packages = None if refresh else _read_packages(directory, recipe)
     if packages is None:
         packages = _choose_and_download(directory, recipe, refresh, progress)
     else:
@@ -132,11 +124,9 @@ def _build(directory: Path, recipe: Recipe, refresh: bool, progress: Progress) -
         _download(Archive(), packages, directory, progress)
 
     folder = directory / cache_key(packages, recipe, _ingredients())
-    if not (folder / "image.json").exists():
-        _assemble(directory, folder, packages, recipe, progress)
-    _write_packages(directory, packages)
-    record = json.loads((folder / "image.json").read_text())
-    return _image(folder, record["digest"])
+    image = _read_image(folder) or _assemble(directory, folder, packages, recipe, progress)
+    _write_packages(directory, recipe, packages)
+    return image
 
 
 def _choose_and_download(
@@ -146,8 +136,8 @@ def _choose_and_download(
     if not refresh:
         try:
             return _choose(Archive(), directory, recipe, progress)
-        except PackageError as error:
-            progress(f"the system's package lists don't do: {error}")
+        except PackageError:
+            progress("the system's package lists are missing or out of date")
     archive = Archive(directory / "lists")
     progress("fetching package lists")
     archive.update()
@@ -180,7 +170,7 @@ def _check_space(directory: Path, packages: Sequence[Package]) -> None:
 
 def _assemble(
     directory: Path, folder: Path, packages: Sequence[Package], recipe: Recipe, progress: Progress
-) -> None:
+) -> GuestImage:
     with tempfile.TemporaryDirectory(prefix="building-", dir=directory) as name:
         work = Path(name)
         unpacked, root, made = work / "unpacked", work / "root", work / "made"
@@ -194,8 +184,9 @@ def _assemble(
         (made / "initrd").write_bytes(make_initramfs(unpacked, kernel, recipe))
         make_root(unpacked, kernel, recipe, root)
         make_squashfs(root, made / "root.squashfs")
+        digest = _digest(made)
         record = {
-            "digest": _digest(made),
+            "digest": digest,
             "size_bytes": {part: (made / part).stat().st_size for part in _PARTS},
             "packages": [f"{package.name} {package.version}" for package in packages],
         }
@@ -203,6 +194,17 @@ def _assemble(
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
+        return _image(folder, digest)
+
+
+def _read_image(folder: Path) -> GuestImage | None:
+    try:
+        record = json.loads((folder / "image.json").read_text())
+        complete = all((folder / part).stat().st_size == record["size_bytes"][part] for part in _PARTS)
+        return _image(folder, str(record["digest"])) if complete else None
+    except (OSError, ValueError, LookupError, TypeError):
+        # Whatever is wrong with it, it is built again.
+        return None
 
 
 def _digest(folder: Path) -> str:
@@ -218,23 +220,29 @@ def _image(folder: Path, digest: str) -> GuestImage:
     return GuestImage(kernel=kernel, initrd=initrd, root=root, digest=digest)
 
 
-def _read_packages(directory: Path) -> tuple[Package, ...] | None:
+def _read_packages(directory: Path, recipe: Recipe) -> tuple[Package, ...] | None:
     try:
-        records = json.loads((directory / "packages.json").read_text())
+        record = json.loads((directory / "packages.json").read_text())
+        if record["wanted"] != _wanted(recipe):
+            return None
         return tuple(
-            Package(record["name"], record["version"], record["sha256"], int(record["size_bytes"]))
-            for record in records
+            Package(fields["name"], fields["version"], fields["sha256"], int(fields["size_bytes"]))
+            for fields in record["packages"]
         )
     except (OSError, ValueError, LookupError, TypeError):
         # A record that can't be read is made again; it is only a choice that was remembered.
         return None
 
 
-def _write_packages(directory: Path, packages: Sequence[Package]) -> None:
-    records = [asdict(package) for package in packages]
+def _write_packages(directory: Path, recipe: Recipe, packages: Sequence[Package]) -> None:
+    record = {"wanted": _wanted(recipe), "packages": [asdict(package) for package in packages]}
     temporary = directory / "packages.json.new"
-    temporary.write_text(json.dumps(records, indent=1))
+    temporary.write_text(json.dumps(record, indent=1))
     temporary.replace(directory / "packages.json")
+
+
+def _wanted(recipe: Recipe) -> dict[str, list[str]]:
+    return {"names": [recipe.kernel_package, *recipe.packages], "excluded": sorted(recipe.excluded)}
 
 
 @contextmanager

@@ -20,6 +20,9 @@ _IDENT = b"\x7fELF\x02\x01"  # 64-bit, little-endian
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 15, 29
 
+_MALFORMED = (struct.error, ValueError, OverflowError)
+"""What the readers below raise for an offset that leads out of the file, or for text without an end."""
+
 DYNAMIC_LIMIT = 4096
 """Entries of a dynamic section; real ones have tens."""
 
@@ -52,7 +55,7 @@ def dynamic_links(data: bytes, name: str) -> DynamicLinks:
     """
     try:
         return _dynamic_links(data)
-    except (struct.error, ValueError) as error:
+    except _MALFORMED as error:
         raise PackageContentError(f"{name} is no ELF file that can be read: {error}") from None
 
 
@@ -63,7 +66,7 @@ def module_information(data: bytes, name: str) -> ModuleInformation:
     """
     try:
         section = _section(data, b".modinfo")
-    except (struct.error, ValueError) as error:
+    except _MALFORMED as error:
         raise PackageContentError(f"{name} is no kernel module that can be read: {error}") from None
     fields = dict(word.decode("latin-1").partition("=")[::2] for word in section.split(b"\0") if word)
     return ModuleInformation(

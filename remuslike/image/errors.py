@@ -46,7 +46,7 @@ class ToolFailedError(EnvironmentFaultError):
 
 
 class NoSpaceError(EnvironmentFaultError):
-    """The machine's fault: the file system of the cache is full."""
+    """The machine's fault: the file system of the cache has too little room for a build."""
 
     def __init__(self, directory: str, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(

@@ -6,7 +6,8 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import dirname, normpath
 
 from remuslike.image import cpio
 from remuslike.image.elf import dynamic_links, is_elf, module_information
@@ -125,7 +126,7 @@ def _merged(path: str) -> str:
 
 
 def _expand(folder: str, path: str) -> str:
-    return _merged(folder.replace("$ORIGIN", f"/{PurePosixPath(path).parent}"))
+    return _merged(normpath(folder.replace("$ORIGIN", f"/{dirname(path)}")))
 
 
 def make_root(unpacked: Path, kernel: Kernel, recipe: Recipe, root: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_fakes import executable, header, module
 
 from remuslike.image.elf import (
     DYNAMIC_LIMIT,
@@ -17,53 +16,6 @@ from remuslike.image.elf import (
     module_information,
 )
 from remuslike.image.errors import PackageContentError
-
-BASE = 0x400000
-IDENT = b"\x7fELF\x02\x01\x01" + bytes(9)
-
-
-def header(*, programs: int = 0, sections: int = 0, section_offset: int = 0, names: int = 0) -> bytes:
-    return struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        *(IDENT, 3, 62, 1, 0, 64, section_offset, 0, 64, 56, programs, 64, sections, names),
-    )
-
-
-def program(kind: int, offset: int, size: int) -> bytes:
-    return struct.pack("<IIQQQQQQ", kind, 4, offset, BASE + offset, BASE + offset, size, size, 1)
-
-
-def executable(
-    entries: list[tuple[int, int]], strings: bytes, interpreter: bytes = b"/lib64/ld.so\0"
-) -> bytes:
-    start = 64 + 3 * 56
-    dynamic_at = start + len(interpreter)
-    strings_at = dynamic_at + 16 * (len(entries) + 2)
-    dynamic = b"".join(struct.pack("<qQ", *entry) for entry in [*entries, (5, BASE + strings_at), (0, 0)])
-    body = interpreter + dynamic + strings
-    return (
-        header(programs=3)
-        + program(1, 0, start + len(body))
-        + program(2, dynamic_at, len(dynamic))
-        + program(3, start, len(interpreter))
-        + body
-    )
-
-
-def module(information: bytes) -> bytes:
-    names = b"\0.modinfo\0.shstrtab\0"
-    first, second = 64, 64 + len(information)
-    table = second + len(names)
-    sections = [(0, 0, 0), (1, first, len(information)), (10, second, len(names))]
-    return (
-        header(sections=3, section_offset=table, names=2)
-        + information
-        + names
-        + b"".join(
-            struct.pack("<IIQQQQIIQQ", name, 1, 0, 0, at, size, 0, 0, 1, 0) for name, at, size in sections
-        )
-    )
-
 
 EXECUTABLE = executable([(1, 1), (1, 11), (29, 21)], b"\0libc.so.6\0libz.so.1\0$ORIGIN/../lib:/opt\0")
 MODULE = module(b"license=GPL\0depends=virtio,virtio_ring\0name=virtio_blk\0parm=a=b\0")
@@ -112,6 +64,7 @@ def test_a_module_that_is_cut_short_is_refused(length: int) -> None:
 
 
 @pytest.mark.parametrize("data", [EXECUTABLE, MODULE])
+@settings(derandomize=True, max_examples=500)
 @given(st.data())
 def test_damage_ends_in_the_named_error_or_in_an_answer(data: bytes, choices: st.DataObject) -> None:
     damaged = bytearray(data)

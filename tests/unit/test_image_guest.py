@@ -1,0 +1,53 @@
+"""The guest's own scripts, under the shell of this machine; the boot test runs them where they belong."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from remuslike.image.recipe import GUEST_DIRECTORY
+
+SCRIPTS = sorted(GUEST_DIRECTORY.glob("*.sh"))
+
+
+def function(script: Path, name: str) -> str:
+    """The text of one function of a script: from its head to the closing brace at the line's start."""
+    text = script.read_text()
+    start = text.index(f"\n{name}() {{")
+    return text[start : text.index("\n}\n", start) + 3]
+
+
+def parameter(tmp_path: Path, command_line: str, *arguments: str) -> str:
+    """What guest-init's `parameter` answers under a kernel command line."""
+    cmdline = tmp_path / "cmdline"
+    cmdline.write_text(command_line + "\n")
+    text = function(GUEST_DIRECTORY / "guest-init.sh", "parameter").replace("/proc/cmdline", str(cmdline))
+    command = ["sh", "-c", f'{text}\nparameter "$@"', "sh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.removesuffix("\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_is_well_formed(script: Path) -> None:
+    subprocess.run(["sh", "-n", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("address", "10.77.0.2/24"),
+        ("address1", "10.78.0.2/24"),
+        ("address2", "default"),
+        ("data", "vdb"),
+        ("service", ""),
+        ("root", "default"),
+    ],
+)
+def test_parameters_are_found_by_their_whole_name(tmp_path: Path, name: str, expected: str) -> None:
+    line = "quiet root=x remus.address1=10.78.0.2/24 remus.address=10.77.0.2/24 remus.data=vdb remus.service="
+    assert parameter(tmp_path, line, name, "default") == expected
+
+
+def test_the_first_of_two_equal_parameters_counts(tmp_path: Path) -> None:
+    assert parameter(tmp_path, "remus.data=vdb remus.data=vdc", "data", "") == "vdb"
