@@ -32,6 +32,9 @@ Progress = Callable[[str], None]
 WORK_FACTOR = 7
 """Room that a build takes while it works, in sizes of its packages: unpacked, picked out and packed again."""
 
+IMAGES_KEPT = 4
+"""Images that stay in the cache, the newest: other versions of this project may share it and still run theirs."""
+
 _INGREDIENTS = ("cpio.py", "elf.py", "modules.py", "recipe.py", "tree.py")
 _PARTS = ("kernel", "initrd", "root.squashfs")
 _LEFTOVERS = ("building-*", "packages/incoming-*")
@@ -126,7 +129,14 @@ def _build(directory: Path, recipe: Recipe, refresh: bool, progress: Progress) -
     folder = directory / cache_key(packages, recipe, _ingredients())
     image = _read_image(folder) or _assemble(directory, folder, packages, recipe, progress)
     _write_packages(directory, recipe, packages)
+    _prune(directory)
     return image
+
+
+def _prune(directory: Path) -> None:
+    records = sorted(directory.glob("*/image.json"), key=lambda path: path.stat().st_mtime_ns)
+    for record in records[:-IMAGES_KEPT]:
+        shutil.rmtree(record.parent)
 
 
 def _choose_and_download(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,3 +119,17 @@ def test_every_file_of_the_recipe_is_there() -> None:
     recipe = Recipe()
     named = {recipe.initramfs_init, *(source for _, source, _ in recipe.guest_files)}
     assert named == {path.name for path in GUEST_DIRECTORY.iterdir()}
+
+
+def test_only_the_newest_images_are_kept(tmp_path: Path) -> None:
+    for number in range(build.IMAGES_KEPT + 2):
+        record = tmp_path / f"key{number}" / "image.json"
+        record.parent.mkdir()
+        record.touch()
+        os.utime(record, (number, number))
+    (tmp_path / "packages").mkdir()
+
+    build._prune(tmp_path)
+
+    kept = [f"key{number}" for number in range(2, build.IMAGES_KEPT + 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "packages"]
