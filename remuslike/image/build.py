@@ -33,7 +33,7 @@ WORK_FACTOR = 7
 """Room that a build takes while it works, in sizes of its packages: unpacked, picked out and packed again."""
 
 IMAGES_KEPT = 4
-"""Images that stay in the cache, the newest: other versions of this project may share it and still run theirs."""
+"""The newest images stay: other versions of this project may share the cache and still run theirs."""
 
 _INGREDIENTS = ("cpio.py", "elf.py", "modules.py", "recipe.py", "tree.py")
 _PARTS = ("kernel", "initrd", "root.squashfs")
