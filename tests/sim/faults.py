@@ -1,0 +1,23 @@
+"""What can stop a run: a violated promise, a broken contract, a host that dies."""
+
+from __future__ import annotations
+
+
+class Violation(AssertionError):
+    """The engine's fault: a numbered promise of DESIGN.md, section 1, was seen broken from outside."""
+
+    def __init__(self, promise: str, message: str) -> None:
+        super().__init__(f"{promise}: {message}")
+        self.promise = promise
+
+
+class SimulatedFault(AssertionError):
+    """The engine's fault: it broke the contract of a model part (DESIGN.md, section 4)."""
+
+
+class HostDied(Exception):
+    """The simulation's own doing: the host whose code runs has just died."""
+
+
+class StoreFailure(Exception):
+    """The simulation's own doing: a store refuses what it is told to write."""

@@ -1,0 +1,352 @@
+"""One run: two hosts and more, a network, a witness, a client, faults; then peace, and the reckoning.
+
+Phase 1 lets things go wrong as `options.py` drew them; safety is checked at every fact, whatever has
+failed. Phase 2 heals all that can heal and lets one more secondary join: then somebody must serve the
+client, and be protected, within a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remuslike.engine import events as on
+from remuslike.engine.backup import BackupCore, BackupSettings
+from remuslike.engine.policy import EpochPolicy
+from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
+
+from .backup import BackupDriver
+from .faults import HostDied, Violation
+from .network import Network, Witness
+from .options import Fault, Kind, Options, draw
+from .oracle import Oracle
+from .primary import PrimaryDriver
+from .process import Process
+from .world import World
+
+PEACE_S = 2.5  # how long phase 2 may take: several detections, witness retries and synchronisations
+WITNESS_RETRY_S = 0.05
+SECONDARIES_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is built of; a mutation replaces one of them by a broken one."""
+
+    primary_core: Callable[[PrimarySettings, EpochPolicy], PrimaryCore] = PrimaryCore
+    backup_core: Callable[[BackupSettings], BackupCore] = BackupCore
+    primary_driver: type[PrimaryDriver] = PrimaryDriver
+    backup_driver: type[BackupDriver] = BackupDriver
+
+
+@dataclass
+class Record:
+    """What befell the hosts, for judging liveness."""
+
+    broken: set[str] = field(default_factory=set)  # died, or lost their QEMU or store
+    stopped: set[str] = field(default_factory=set)  # were asked to stop
+    stop_count: int = 0  # how often the primary was
+    powered_off: bool = False
+
+
+class Simulation:
+    """Everything of one seed."""
+
+    def __init__(self, seed: int, parts: Parts, *, tracing: bool = False) -> None:
+        self.world = World(seed, tracing=tracing)
+        self.options: Options = draw(self.world.random)
+        self.oracle = Oracle()
+        self.network = Network(self.world, self.oracle, self.options.latency_s)
+        self.witness = Witness(self.world, self.oracle)
+        self.record = Record()
+        self._parts = parts
+        self._requests = 0
+        self._partitioned = False
+        options = self.options
+        settings = PrimarySettings(
+            name="alpha",
+            on_loss=OnLoss.STALL if options.stalls else OnLoss.SOLO,
+            detect_s=options.detect_s,
+            window=options.window,
+            depth=options.depth,
+            witness_retry_s=WITNESS_RETRY_S,
+        )
+        core = parts.primary_core(settings, EpochPolicy(options.epoch_s))
+        self.primary = parts.primary_driver(self._process("alpha"), core, options)
+        self.secondaries: list[BackupDriver] = []
+        self.world.log("run", options)
+
+    def _process(self, name: str) -> Process:
+        return Process(
+            self.world,
+            self.oracle,
+            self.network,
+            self.witness,
+            name,
+            detect_s=self.options.detect_s,
+            stutter=self.options.stutter,
+        )
+
+    def run(self) -> None:
+        """Raises Violation, SimulatedFault or an assertion of the engine's."""
+        world, options = self.world, self.options
+        for fault in options.faults:
+            world.after(fault.at_s, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
+        self._join()
+        self.primary.process.post(on.Started(world.now, self.witness.generation, self.witness.holder))
+        world.after(0.001, self._dial)
+        world.after(0.01, self._ask)
+        world.run_until(options.duration_s)
+        self._make_peace()
+        self._judge()
+
+    # --- the world around the hosts ---------------------------------------------------------------
+
+    def _join(self) -> None:
+        """A fresh secondary; it has nothing in common with those before it but the witness."""
+        if len(self.secondaries) == SECONDARIES_MAX:
+            return
+        name = ("beta", "gamma", "delta", "epsilon")[len(self.secondaries)]
+        settings = BackupSettings(
+            detect_s=self.options.detect_s,
+            window=self.options.backup_window,
+            witness_retry_s=WITNESS_RETRY_S,
+        )
+        core = self._parts.backup_core(settings)
+        incarnation = len(self.secondaries) + 1
+        driver = self._parts.backup_driver(self._process(name), core, self.options, incarnation)
+        self.secondaries.append(driver)
+        self.world.log("run", f"{name} joins")
+
+    def _dial(self) -> None:
+        """The primary looks for a secondary while it has none."""
+        self.world.after(self.options.redial_s, self._dial)
+        near = self.primary.process
+        if not near.alive or near.link is not None:
+            return
+        able = [
+            secondary
+            for secondary in self.secondaries
+            if secondary.process.alive
+            and secondary.process.link is None
+            and not self.network.is_cut(near.name, secondary.process.name)
+            and not self.network.is_cut(secondary.process.name, near.name)
+        ]
+        if able:
+            far = self.world.random.choice(able).process
+            near_end, far_end = self.network.connect(near, far)
+            far.attach(far_end)
+            self.primary.connected(near_end)
+
+    def _ask(self) -> None:
+        """The client asks everybody who might answer; what was not answered it asks again."""
+        self.world.after(0.008, self._ask)
+        self._requests += 1
+        unanswered = set(range(max(1, self._requests - 40), self._requests + 1)) - self.oracle.client_got
+        wanted = {self._requests, min(unanswered, default=self._requests)}
+        for host in (self.primary, *self.secondaries):
+            if host.process.alive and host.guest is not None:
+                for number in sorted(wanted):
+                    host.guest.request(number)
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _driver(self, name: str) -> PrimaryDriver | BackupDriver:
+        return self.primary if name == "alpha" else self.secondaries[0]
+
+    def _strike(self, fault: Fault) -> None:
+        world, random = self.world, self.world.random
+        world.log("fault", fault)
+        primary, secondary = self.primary, self._acting_secondary()
+        match fault.kind:
+            case Kind.CRASH_PRIMARY:
+                primary.process.die(random.random() < 0.7)
+            case Kind.CRASH_SECONDARY:
+                secondary.process.die(random.random() < 0.7)
+            case Kind.KILL_AT_STEP:
+                process = self._driver(fault.host).process
+                process.kill_step, process.kill_countdown = fault.step, fault.count
+            case Kind.KILL_AT_EFFECT:
+                self._driver(fault.host).process.kill_after_effects = fault.count
+            case Kind.CUT | Kind.CUT_ONE_WAY | Kind.PARTITION:
+                self._cut(fault, secondary.process.name)
+            case Kind.RESET:
+                self.network.reset()
+            case Kind.WITNESS_AWAY:
+                self.witness.reachable = False
+                world.after(fault.duration_s, self._witness_back)
+            case Kind.ANSWER_LOST:
+                self.witness.answers_lost = fault.count
+            case Kind.JOIN:
+                self._join()
+            case _:
+                self._strike_within(fault, primary, secondary)
+
+    def _strike_within(self, fault: Fault, primary: PrimaryDriver, secondary: BackupDriver) -> None:
+        """Faults and requests that a daemon is told of."""
+        world = self.world
+        match fault.kind:
+            case Kind.STORE_FAILS:
+                self.record.broken.add("alpha")
+                world.random.choice(primary.buffers).fails_next = True
+            case Kind.APPLY_FAILS:
+                self.record.broken.add(secondary.process.name)
+                secondary.fails_apply = True
+            case Kind.ACTIVATION_FAILS:
+                self.record.broken.add(secondary.process.name)
+                secondary.fails_activation = True
+            case Kind.STOP_PRIMARY:
+                self.record.stopped.add("alpha")
+                self.record.stop_count += fault.count
+                for n in range(fault.count):
+                    world.after(n * 0.02, lambda: primary.process.post(on.StopRequested(world.now)))
+            case Kind.STOP_SECONDARY:
+                self.record.stopped.add(secondary.process.name)
+                secondary.process.post(on.StopRequested(world.now))
+            case Kind.POWER_OFF:
+                for guest in (primary.guest, secondary.guest):
+                    if guest is not None and not guest.paused:
+                        self.record.powered_off = True
+                        guest.power_off()
+            case Kind.QEMU_DIES:
+                self.record.broken.add("alpha")
+                primary.qemu_dies()
+            case Kind.STANDBY_DIES:
+                self.record.broken.add(secondary.process.name)
+                secondary.stop_qemu()
+            case Kind.FREEZE:
+                process = self._driver(fault.host).process
+                process.frozen_until = world.now + fault.duration_s
+
+    def _acting_secondary(self) -> BackupDriver:
+        """The one that matters most: in a session, or alive, or the newest."""
+        linked = [s for s in self.secondaries if s.process.alive and s.process.link is not None]
+        alive = [s for s in self.secondaries if s.process.alive]
+        return (linked or alive or self.secondaries)[-1]
+
+    def _cut(self, fault: Fault, secondary: str) -> None:
+        ends = [("alpha", secondary), (secondary, "alpha")]
+        if fault.kind is Kind.CUT_ONE_WAY:
+            ends = ends[:1] if fault.host == "alpha" else ends[1:]
+        for source, target in ends:
+            self.network.cut(source, target)
+        if fault.kind is Kind.PARTITION:
+            self._partitioned = True
+        else:
+            self.world.after(fault.duration_s, self._heal)
+
+    def _heal(self) -> None:
+        if not self._partitioned:
+            self.network.heal()
+
+    def _witness_back(self) -> None:
+        self.witness.reachable = True
+
+    # --- peace and the reckoning ------------------------------------------------------------------
+
+    def _make_peace(self) -> None:
+        self.world.log("run", "peace: no more faults, a new secondary joins")
+        self._heal()
+        self.witness.reachable = True
+        self.witness.answers_lost = 0
+        for host in (self.primary, *self.secondaries):
+            host.process.kill_step = None
+            host.process.kill_after_effects = 0
+        self._join()
+
+    def _judge(self) -> None:
+        """Liveness: somebody who could go on does, and is protected if anybody can protect it."""
+        end = self.world.now + PEACE_S
+        before = dict(self.oracle.progress)
+        captured_before = self.primary.core.open_epoch
+        complaint: str | None = "nothing was judged"
+        while complaint is not None and self.world.now < end:
+            self.world.run_until(self.world.now + 0.05)
+            complaint = self._complaint(before, captured_before)
+        if complaint is not None:
+            raise Violation("liveness", complaint)
+        for host in (self.primary, *self.secondaries):
+            serving = host.process.alive and host.guest is not None and host.guest.alive
+            if serving and self.oracle.holder == host.process.name:
+                seen = host.disk.seen_through(host.buffers[1])
+                assert host.guest is not None
+                self.oracle.survivor(host.process.name, host.guest.snapshot(), seen)
+
+    def _complaint(self, before: dict[str, int], captured_before: int) -> str | None:
+        """What is still missing; None: all is well, or there is a reason why not."""
+        everybody = [self.primary, *self.secondaries]
+        for host in everybody:
+            name, finished = host.process.name, host.process.finished
+            if name in self.record.stopped and host.process.alive:
+                return f"{name} was asked to stop and has not"
+            if finished is not None and (reason := self._unreasonable(name, finished.status.name)):
+                raise Violation("liveness", reason)
+        serving = [name for name in self.oracle.progress if self.oracle.progress[name] > before.get(name, 0) + 3]
+        if not serving:
+            able = [host.process.name for host in everybody if self._could_serve(host)]
+            return f"{' and '.join(able)} could serve, nobody does" if able else None
+        if "alpha" in serving and self.primary.process.alive:
+            others = [s for s in self.secondaries if s.process.alive and s.process.name not in self.record.broken]
+            protected = any(
+                copy.epoch > captured_before and self.oracle.counts(copy) for copy in self.oracle.copies.values()
+            )
+            if others and not protected:
+                return "the primary and a secondary live, and nothing is protected"
+        return None
+
+    def _could_serve(self, host: PrimaryDriver | BackupDriver) -> bool:
+        name = host.process.name
+        if not host.process.alive or name in self.record.broken | self.record.stopped:
+            return False
+        if self.record.powered_off:
+            return False
+        if isinstance(host, PrimaryDriver):
+            return self.oracle.holder in ("", name)
+        copy = self.oracle.copies.get(name)
+        ended = self.primary.process.finished is not None and self.record.stop_count == 1
+        return copy is not None and self.oracle.counts(copy) and not ended
+
+    def _unreasonable(self, name: str, status: str) -> str | None:
+        """Why a daemon should not have ended as it did; None: it had reason to."""
+        record = self.record
+        match status:
+            case "CLEAN":
+                reason = name in record.stopped or record.powered_off or "alpha" in record.stopped
+            case "FENCED":
+                reason = self.oracle.holder != name
+            case "GUEST_DIED":
+                reason = name in record.broken
+            case _:
+                reason = name in record.broken or (name == "alpha" and record.stop_count > 1)
+        return None if reason else f"{name} ended with {status} for no reason"
+
+
+def simulate(seed: int, parts: Parts | None = None, *, tracing: bool = False) -> Failure | None:
+    """Run one seed to its end; None if every promise was kept."""
+    simulation = Simulation(seed, parts or Parts(), tracing=tracing)
+    try:
+        simulation.run()
+    except HostDied:
+        raise AssertionError("a death escaped from the event loop") from None
+    except AssertionError as problem:
+        return Failure(seed, problem, simulation.world.trace)
+    return Failure(seed, None, simulation.world.trace) if tracing else None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a seed ended with: `problem` is None if all was well (only with a trace)."""
+
+    seed: int
+    problem: AssertionError | None
+    trace: list[str]
+
+    @property
+    def promise(self) -> str:
+        """Which promise was broken: P1 to P7, liveness, contract, or engine (its own assertion)."""
+        if isinstance(self.problem, Violation):
+            return self.problem.promise
+        return "contract" if type(self.problem).__name__ == "SimulatedFault" else "engine"
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}: {self.problem} (replay: python -m tests.sim --seed {self.seed} --trace)"
