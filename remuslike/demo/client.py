@@ -46,13 +46,14 @@ READ_BATCH = 64
 DRAIN_S = 20.0
 READ_BACK_S = 120.0
 AGENT_S = 20.0
+REDIS_OVERHEAD_BYTES = 128  # of a short key with its value: dictionary entry, two objects, headers
 
 Emit = Callable[[dict[str, object]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be written. `limit_bytes` bounds the values of all connections together."""
+    """What is to be written. `limit_bytes` bounds what redis needs for the values of all connections."""
 
     seed: int
     connections: int
@@ -62,7 +63,8 @@ class Work:
 
     @property
     def writes_per_connection(self) -> int:
-        return max(1, self.limit_bytes // self.payload_bytes // self.connections)
+        """How many fit into the limit, redis's own needs included."""
+        return max(1, self.limit_bytes // (self.payload_bytes + REDIS_OVERHEAD_BYTES) // self.connections)
 
 
 @dataclass(slots=True)
@@ -117,7 +119,7 @@ class Load:
                 if count and not self.draining.is_set():
                     await self._send(connection, count)
         except (trio.BrokenResourceError, ReplyError) as error:
-            connection.failure = str(error.__cause__ or error)
+            connection.failure = _reason(error)
 
     async def _send(self, connection: Connection, count: int) -> None:
         end = min(connection.sent + count, self.work.writes_per_connection)
@@ -161,8 +163,12 @@ async def read_back(work: Work, connection: Connection) -> list[Finding]:
                 judged = asked
                 values = []
     except (trio.BrokenResourceError, ReplyError) as error:
-        connection.failure = str(error.__cause__ or error)
+        connection.failure = _reason(error)
     return findings
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error) or "the connection broke"
 
 
 async def connect(number: int, host: str, port: int) -> Connection:
@@ -209,7 +215,8 @@ class Session:
     async def run(self, commands: trio.abc.ReceiveStream) -> None:
         """Returns at the end of `commands`."""
         async with trio.open_nursery() as nursery:
-            load = await nursery.start(self._load)
+            load = Load(self._work, [])
+            nursery.start_soon(self._write_and_verify, load)
             async for line in lines(commands):
                 match line:
                     case b"drain":
@@ -217,10 +224,10 @@ class Session:
                     case b"stop-guest":
                         nursery.start_soon(self._stop_guest)
             nursery.cancel_scope.cancel()
+        for connection in load.connections:
+            await trio.aclose_forcefully(connection.stream)
 
-    async def _load(self, *, task_status: trio.TaskStatus[Load]) -> None:
-        load = Load(self._work, [])
-        task_status.started(load)
+    async def _write_and_verify(self, load: Load) -> None:
         for number in range(self._work.connections):
             load.connections.append(await connect(number, self._host, self._service_port))
         self._emit({"event": "connected", "connections": len(load.connections)})

@@ -31,13 +31,15 @@ class Held(Message):
 
 
 class Synchronisation(Message):
-    """How far the copy of RAM is before the first checkpoint."""
+    """How far the copy of RAM and disks is before the first checkpoint."""
 
-    pages_left: int
+    passes: int
+    pages_sent: int
+    chunks_sent: int
 
 
 class PrimaryStatistics(Message):
-    """`statistics` of a primary."""
+    """`statistics` of a primary. `held` has an entry for each buffer: network0, disk0, ..."""
 
     role: Literal["primary"]
     phase: str

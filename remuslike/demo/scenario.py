@@ -109,8 +109,21 @@ class Scenario:
             await observer.wait_until(
                 lambda: observer.primary_said is not None, "the primary's control socket", READY_LIMIT_S
             )
-        with self.view.stage("guest protected"):
-            await observer.wait_until(self._is_protected, "a protected guest", PROTECTED_LIMIT_S)
+        with self.view.stage("guest protected") as tell:
+
+            def is_protected() -> bool:
+                tell(self._synchronisation())
+                return self._is_protected()
+
+            await observer.wait_until(is_protected, "a protected guest", PROTECTED_LIMIT_S)
+
+    def _synchronisation(self) -> str:
+        said = self.observer.primary_said
+        if said is None or said.sync is None:
+            return said.phase if said else "starting"
+        return (
+            f"pass {said.sync.passes}, {said.sync.pages_sent} pages, {said.sync.chunks_sent} disk chunks sent"
+        )
 
     def _is_protected(self) -> bool:
         primary, secondary = self.observer.primary_said, self.observer.secondary_said

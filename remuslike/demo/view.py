@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remuslike.demo.load import Progress
-from remuslike.demo.messages import Sample
+from remuslike.demo.messages import Held, Sample
 from remuslike.demo.observer import Observer
 from remuslike.demo.report import Result, Summary
 
@@ -105,9 +105,9 @@ class Gauges:
         return (last - first) / (last_at - first_at)
 
 
-def _held(held: object, name: str) -> tuple[int, int]:
-    entry = held.get(name) if isinstance(held, dict) else None
-    return (entry.held_items, entry.held_bytes) if entry else (0, 0)
+def _held(held: Mapping[str, Held], kind: str) -> tuple[int, int]:
+    buffers = [buffer for name, buffer in held.items() if name.startswith(kind)]
+    return sum(buffer.held_items for buffer in buffers), sum(buffer.held_bytes for buffer in buffers)
 
 
 class View:
@@ -120,14 +120,14 @@ class View:
         self._plain_at = 0.0
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Says that a stage is under way, and how long it took."""
+    def stage(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Says that a stage is under way, and how long it took; yields what tells how far it is."""
         began = monotonic()
         if self.console.is_terminal:
-            with self.console.status(name):
-                yield
+            with self.console.status(name) as status:
+                yield lambda detail: status.update(f"{name}: {detail}")
         else:
-            yield
+            yield lambda detail: None
         self.timings_s[name] = monotonic() - began
         self.say(f"{name}: done in {self.timings_s[name]:.1f} s")
 
