@@ -22,13 +22,14 @@ from diskbuf.contract import BufferStatistics, Pressure, State
 from diskbuf.errors import (
     ChunkError,
     HoldError,
+    OpenError,
     ReleaseError,
     SealError,
     StateError,
     UnknownEpochError,
     WriteRefusedError,
 )
-from diskbuf.extents import Bytes, Extent, Kind
+from diskbuf.extents import Bytes, Extent, ExtentMap, Kind, held_bytes
 from diskbuf.overlay import Overlay, ReadPlan
 from diskbuf.sealed import SealedWrites
 from diskbuf.store import Store, apply_extents
@@ -135,6 +136,13 @@ class DiskBuffer:
             )
         return SealedWrites(changes.extents)
 
+    def held_writes(self) -> SealedWrites:
+        """All that is held, sealed and open, as one epoch's writes; a snapshot.
+
+        For a stalled guest's next secondary, which starts from this store and has none of the epochs.
+        """
+        return SealedWrites(self._overlay.held_map().extents)
+
     async def release(self, epoch: int) -> None:
         """Write the oldest sealed epoch, which must be `epoch`, to the store.
 
@@ -159,7 +167,7 @@ class DiskBuffer:
         """
         async with self._store_lock:
             if self._state is State.DISCARDED:
-                raise StateError("open() after discard(): what was held is gone; make a new buffer")
+                raise OpenError("open() after discard(): what was held is gone; make a new buffer")
             if self._state is State.HOLDING:
                 self._opening = True
                 try:
@@ -328,14 +336,12 @@ class DiskBuffer:
 
     async def _release_oldest(self) -> None:
         """Write the oldest sealed epoch to the store and forget it. Under `_store_lock`."""
-        while self._passing:
-            await self._none_passing.park()
         oldest = self._overlay.oldest()
         assert oldest is not None
         epoch, changes = oldest
         await self._let_out(changes.extents, f"release of epoch {epoch}")
         self._overlay.retire_oldest()
-        self._count_released(len(changes), changes.held_bytes)
+        self._count_released(changes)
 
     async def _let_out_everything(self) -> None:
         """Write all that is held to the store, in order. Under `_store_lock`."""
@@ -343,24 +349,24 @@ class DiskBuffer:
             self._chunks.mark(oldest[1].extents)
             await self._release_oldest()
         self._settling = True
-        while self._passing:
-            await self._none_passing.park()
         changes = self._overlay.open_map
         self._chunks.mark(changes.extents)
         await self._let_out(changes.extents, "opening")
         self._overlay.retire_open()
-        self._count_released(len(changes), changes.held_bytes)
+        self._count_released(changes)
 
     async def _let_out(self, extents: tuple[Extent, ...], what: str) -> None:
-        """Write held extents to the store; a discard meanwhile stops it."""
+        """Write held extents to the store, behind older writes on their way; a discard meanwhile stops it."""
+        while self._passing:
+            await self._none_passing.park()
         if extents:
             await self._in_thread(apply_extents, self._store, extents, self._is_discarded)
         if self._is_discarded():
             raise ReleaseError(f"{what} was stopped by discard(); a part of it may have left")
 
-    def _count_released(self, items: int, held_bytes: int) -> None:
-        self._released_items += items
-        self._released_bytes += held_bytes
+    def _count_released(self, changes: ExtentMap) -> None:
+        self._released_items += len(changes)
+        self._released_bytes += changes.held_bytes
         self._note_held()
         self._waiting.unpark_all()
 
@@ -369,7 +375,11 @@ class DiskBuffer:
         self._chunks.mark((extent,))
         self._passing += 1
         try:
-            return await self._in_thread(apply_extents, self._store, (extent,), self._is_not_open)
+            passed = await self._in_thread(apply_extents, self._store, (extent,), self._is_not_open)
+            if passed:
+                self._released_items += 1
+                self._released_bytes += held_bytes(extent)
+            return passed
         finally:
             self._chunks.mark((extent,))
             self._passing -= 1

@@ -27,7 +27,9 @@ class Pressure(StrEnum):
 class BufferStatistics:
     """A snapshot; items are extents, and `open_epoch` is None while nothing is being held.
 
-    `peak_bytes` is the most that was ever held at once; the other counters rise for ever.
+    A held extent counts for its data, but for no less than its bookkeeping (`extents.EXTENT_BYTES_MIN`).
+    `released_*` count what has reached the store, at once or after its epoch; `peak_bytes` is the most that
+    was ever held at once.
     """
 
     state: State

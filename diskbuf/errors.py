@@ -5,6 +5,7 @@
     │   ├── HoldError
     │   ├── SealError
     │   ├── ReleaseError
+    │   ├── OpenError
     │   ├── StateError
     │   ├── UnknownEpochError
     │   └── ChunkError
@@ -33,7 +34,7 @@ class DiskbufError(Exception):
 
 
 class ContractError(DiskbufError):
-    """The engine called something that the buffer's state forbids. Nothing was changed."""
+    """Base of the calls that the buffer's state forbids; never raised itself. Nothing was changed."""
 
 
 class HoldError(ContractError):
@@ -45,11 +46,18 @@ class SealError(ContractError):
 
 
 class ReleaseError(ContractError):
-    """The engine's fault: `release` of another epoch than the oldest sealed one. Nothing got out."""
+    """The engine's fault: `release` of another epoch than the oldest sealed one. Nothing got out.
+
+    Also ends a release or an opening that `discard` stopped; what hasn't left never will.
+    """
+
+
+class OpenError(ContractError):
+    """The engine's fault: `open` of a discarded buffer."""
 
 
 class StateError(ContractError):
-    """The engine's fault: an operation that belongs to another state of the buffer."""
+    """The engine's fault: a write to a standby's store while it isn't a standby any more, or not for it."""
 
 
 class UnknownEpochError(ContractError):
@@ -61,7 +69,7 @@ class ChunkError(ContractError):
 
 
 class StoreError(DiskbufError):
-    """The store failed. Nobody's call was wrong; what was held is still held."""
+    """Base of the store's failures; never raised itself. Nobody's call was wrong; what was held is held."""
 
 
 class StoreOpenError(StoreError):

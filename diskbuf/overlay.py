@@ -116,6 +116,14 @@ class Overlay:
         """The changes of a sealed, unreleased epoch, or None."""
         return next((changes for sealed, changes in self._sealed if sealed == epoch), None)
 
+    def held_map(self) -> ExtentMap:
+        """All held changes as one, the newest where they overlap."""
+        merged = ExtentMap()
+        for changes in (*(sealed for _, sealed in self._sealed), self._open):
+            for extent in changes.extents:
+                merged.put(extent)
+        return merged
+
     def oldest(self) -> tuple[int, ExtentMap] | None:
         """The oldest sealed epoch and its changes, or None."""
         return self._sealed[0] if self._sealed else None

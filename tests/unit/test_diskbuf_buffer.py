@@ -13,6 +13,7 @@ from diskbuf.contract import Pressure, State
 from diskbuf.errors import (
     ChunkError,
     HoldError,
+    OpenError,
     ReleaseError,
     SealError,
     StateError,
@@ -77,6 +78,7 @@ async def test_open_passes_writes_and_flushes_through(buffer: DiskBuffer, store:
     await buffer.flush()
     assert store.operations == [("write", 0, b"through"), ("hole", 2, 2), ("zero", 4, 1), ("sync",)]
     assert await buffer.read(0, 8) == b"th\0\0\0gh\0"
+    assert buffer.statistics().released_items == 3
     await buffer.open()
     assert buffer.state is State.OPEN
 
@@ -94,7 +96,7 @@ async def test_discarded_drops_everything_for_ever(buffer: DiskBuffer, store: Fa
         await buffer.write(0, b"late")
     with pytest.raises(ReleaseError):
         await buffer.release(1)
-    with pytest.raises(StateError):
+    with pytest.raises(OpenError):
         await buffer.open()
     with pytest.raises(HoldError):
         buffer.hold(2)
@@ -412,6 +414,7 @@ async def test_release_waits_for_writes_on_their_way(buffer: DiskBuffer, store: 
         buffer.seal(1)
         nursery.start_soon(buffer.release, 1)
         await wait_all_tasks_blocked()
+        assert buffer._store_threads.statistics().borrowed_tokens == 1
         store.proceed()
     assert [operation[2] for operation in store.operations] == [b"older", b"newer"]
 

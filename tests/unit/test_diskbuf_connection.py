@@ -13,18 +13,19 @@ from trio.testing import wait_all_tasks_blocked
 
 from diskbuf.buffer import DiskBuffer
 from diskbuf.connection import IN_FLIGHT_MAX, Connection
-from diskbuf.errors import ProtocolError, StoreFullError, StoreIOError
+from diskbuf.errors import ProtocolError, RequestError, StoreFullError, StoreIOError
 from diskbuf.wire import (
     DRAIN_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
     Command,
     NbdError,
     Request,
-    RequestError,
     validate_request,
 )
 
 SIZE = 4096
+TALK_S = 20
+"""Far beyond what any conversation takes: a server that hangs fails its test."""
 
 
 def header(command: int, offset: int = 0, length: int = 0, *, flags: int = 0, cookie: int = 0) -> bytes:
@@ -79,10 +80,11 @@ async def converse(
         with theirs:
             await Connection(theirs, buffer, "client", tail).serve()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        with ours:
-            await talk(Client(ours, store, buffer))
+    with trio.fail_after(TALK_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with ours:
+                await talk(Client(ours, store, buffer))
 
 
 async def test_reads_what_was_written() -> None:
