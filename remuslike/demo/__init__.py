@@ -81,7 +81,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except expected_errors() as error:
-        console.print(Text(f"error: {error}", style="bold red"))
+        console.print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
         return STATUS_ERROR
     return STATUS_BROKEN if any(result.problems for result in results) else STATUS_KEPT
 

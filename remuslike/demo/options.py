@@ -39,7 +39,7 @@ class DemoOptions:
     json_path: Path | None = None
     keep: bool = False
     cache_directory: Path | None = None
-    daemon: tuple[str, ...] = (sys.executable, "-m", "remuslike")
+    daemon: tuple[str, ...] = (str(Path(sys.executable).with_name("remuslike")),)
 
     @property
     def load_limit_bytes(self) -> int:

@@ -72,12 +72,11 @@ def _remove(name: str) -> None:
 def _build(names: Namespaces, stack: ExitStack) -> Topology:
     sockets: dict[str, IPRoute] = {}
     for name in names.all:
-        try:
-            netns.create(name)
-        except FileExistsError as error:
+        if (NAMESPACE_DIRECTORY / name).exists():
             raise DemoEnvironmentError(
                 f"the network namespace {name} exists already; remove it with: ip netns delete {name}"
-            ) from error
+            )
+        netns.create(name)
         stack.callback(_remove, name)
         sockets[name] = stack.enter_context(IPRoute(netns=name))
         _up(sockets[name], "lo")

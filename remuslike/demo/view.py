@@ -133,7 +133,7 @@ class View:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(Text(line))
+        self.console.print(Text(line), soft_wrap=True)
 
     @contextmanager
     def load(self) -> Iterator[None]:
