@@ -63,8 +63,7 @@ class LinkStatistics:
 class Link:
     """Frames over a connected stream, which it owns from now on.
 
-    Any number of tasks may send. One task receives, and should do little else: the peer is heard only while
-    it does, and `last_heard` is what the failure detector goes by.
+    Any number of tasks may send. One task receives; `last_heard` is what the failure detector goes by.
     """
 
     def __init__(
@@ -91,8 +90,19 @@ class Link:
         self._broken: str | None = None
         self._closed = False
         self._last_sent = clock()
-        self.last_heard: float = clock()
-        """Time of `clock`, in seconds, when the last bytes were received; at first, of construction."""
+        self._last_bytes = clock()
+        self._listening_since: float | None = None
+
+    @property
+    def last_heard(self) -> float:
+        """Time of `clock`, in seconds, since which the peer has been silent although somebody listened.
+
+        That is when the last bytes came, or when `receive` began to wait for them if that was later: bytes
+        may lie unread as long as nobody listens, so until then the peer counts as heard just now.
+        """
+        if self._listening_since is None:
+            return self._clock()
+        return max(self._last_bytes, self._listening_since)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send a heartbeat whenever nothing was sent for `heartbeat_ms`, until cancelled.
@@ -194,12 +204,15 @@ class Link:
         if self._closed:
             raise LinkClosed("this side has closed the link: nothing more can be received")
         buffer = self._reader.buffer()
+        self._listening_since = self._clock()
         try:
             if self._socket is not None:
                 return await self._socket.recv_into(buffer)
             received = await self._stream.receive_some(len(buffer))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._failure("receiving", error) from error
+        finally:
+            self._listening_since = None
         buffer[: len(received)] = received
         return len(received)
 
@@ -210,7 +223,7 @@ class Link:
                     "the connection ended in the middle of a frame: the peer has died or been cut"
                 )
             raise LinkClosed("the peer has closed the link")
-        self.last_heard = self._clock()
+        self._last_bytes = self._clock()
         for frame in self._reader.received(count):
             _count(self._received, frame.type, HEADER_BYTES + len(frame.payload))
             if frame.type is not FrameType.HEARTBEAT:

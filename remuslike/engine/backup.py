@@ -4,6 +4,8 @@ Pure: one event in, effects out. Invariants, between events:
 
 - An epoch is acknowledged only when each of its parts has been staged (P2), in order (P5).
 - Epochs are applied one at a time, in order, and only acknowledged ones: `applied <= acknowledged`.
+- At most `window` epochs are acknowledged and not applied; a further one waits whole, and its
+  primary with it, for its acknowledgement (P6). Until then it is as good as partial.
 - `Activate` is asked for only with the witness's grant, with `applied == acknowledged` (P2, P3).
 - Without an acknowledged base there is nothing to take over with.
 """
@@ -37,11 +39,11 @@ class BackupPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackupSettings:
-    """`window`: epochs acknowledged and not yet applied, plus the one arriving; a primary that
-    sends more is not ours (P6)."""
+    """`window`: epochs acknowledged and not yet applied. As many again may wait whole for their
+    acknowledgement, which is more than any primary's window: one that sends more is not ours (P6)."""
 
     detect_s: float
-    window: int = 16  # far above any primary's window; bounds what a broken one can make us stage
+    window: int = 8  # evens out a slow disk; a takeover may have to apply so many
     witness_retry_s: float = 0.2
 
 
@@ -56,6 +58,7 @@ class BackupCore:
         self.acknowledged: int | None = None
         self.applied: int | None = None
         self.receiving: int | None = None
+        self.unacknowledged: deque[int] = deque()  # whole, but too far ahead of what is applied
         self.unapplied: deque[int] = deque()
         self._applying = False
         self._parts = 0
@@ -152,10 +155,11 @@ class BackupCore:
             return self._violation(f"epoch {event.epoch} outside a session")
         if self.receiving is not None:
             return self._violation(f"epoch {event.epoch} began within epoch {self.receiving}")
-        if self.acknowledged is not None and event.epoch != self.acknowledged + 1:
-            return self._violation(f"epoch {event.epoch} came, expected {self.acknowledged + 1}")
-        if len(self.unapplied) >= self._settings.window:
-            return self._violation(f"{len(self.unapplied)} epochs are not applied yet")
+        newest = self.unacknowledged[-1] if self.unacknowledged else self.acknowledged
+        if newest is not None and event.epoch != newest + 1:
+            return self._violation(f"epoch {event.epoch} came, expected {newest + 1}")
+        if len(self.unacknowledged) >= self._settings.window:
+            return self._violation(f"{len(self.unacknowledged)} epochs wait for their acknowledgement")
         self.receiving = event.epoch
         self._parts = 0
         return []
@@ -172,10 +176,16 @@ class BackupCore:
         if event.parts != self._parts:
             return self._violation(f"epoch {event.epoch} has {self._parts} parts, expected {event.parts}")
         self.receiving = None
-        self.acknowledged = event.epoch
         self.phase = BackupPhase.STANDBY
-        self.unapplied.append(event.epoch)
-        return [do.Acknowledge(event.epoch), *self._apply_next()]
+        self.unacknowledged.append(event.epoch)
+        return [*self._acknowledge_next(), *self._apply_next()]
+
+    def _acknowledge_next(self) -> list[BackupEffect]:
+        if not self.unacknowledged or len(self.unapplied) >= self._settings.window:
+            return []
+        self.acknowledged = self.unacknowledged.popleft()
+        self.unapplied.append(self.acknowledged)
+        return [do.Acknowledge(self.acknowledged)]
 
     def _apply_next(self) -> list[BackupEffect]:
         if self._applying or not self.unapplied:
@@ -190,7 +200,7 @@ class BackupCore:
         self.applied = self.unapplied.popleft()
         if self._final is not None and not self.unapplied:
             return self._end(self._final)
-        return [*self._apply_next(), *self._take_over()]
+        return [*self._acknowledge_next(), *self._apply_next(), *self._take_over()]
 
     def _violation(self, what: str) -> list[BackupEffect]:
         if not self._linked:
@@ -212,7 +222,8 @@ class BackupCore:
         if not self._linked:
             return []
         self._linked = False
-        result: list[BackupEffect] = []
+        result: list[BackupEffect] = [do.DropPartial(epoch) for epoch in self.unacknowledged]
+        self.unacknowledged.clear()
         if self.receiving is not None:
             result.append(do.DropPartial(self.receiving))
             self.receiving = None
@@ -266,6 +277,7 @@ class BackupCore:
         """Stop once all that was acknowledged is applied, so that the disks end as one epoch (P2)."""
         leave = do.EndSession(final.message, farewell if self._linked else None)
         self._linked = False
+        self.unacknowledged.clear()
         if not self.unapplied:
             return [leave, *self._end(final)]
         self.phase = BackupPhase.ENDING

@@ -11,8 +11,9 @@ Invariants, between events:
 - Output is released for an epoch only if the epoch has left `unacknowledged` (P1).
 - `exposed` is true while some secondary may hold a whole epoch under `generation`: then opening
   the output needs a new grant (P3).
-- A checkpoint in progress (`checkpoint`) defers every event that would end the session or the
-  guest, so that a seal never meets an opening or discarded buffer.
+- A checkpoint in progress (`checkpoint`) defers every event that would end the session, the guest
+  or its output, so that a seal never meets an opening or discarded buffer. Only a guest that died
+  can't wait: then no `Captured` will come, and the driver has given the checkpoint up.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class PrimaryCore:
         self._want: _Want | None = None
         self._retry_at: float | None = None
         self._release_asked = 0  # the newest epoch whose release has been asked for
+        self._stop_asked = False
         self._final: Finish | None = None  # why we are ending, once we are
         self._final_epoch: int | None = None  # the last checkpoint of all
         self._deferred: list[PrimaryEvent] = []
@@ -130,12 +132,12 @@ class PrimaryCore:
 
     @staticmethod
     def _ends_something(event: PrimaryEvent) -> bool:
-        match event:
-            case on.LinkLost() | on.PeerLeft() | on.StopRequested():
-                return True
-            case on.GuestEnded(end=GuestEnd.SHUTDOWN):
-                return True
-        return False
+        if isinstance(event, on.GuestEnded):
+            return event.end is GuestEnd.SHUTDOWN
+        return isinstance(event, on.LinkLost | on.PeerLeft | on.OutputFailed | on.StopRequested)
+
+    def _has_deferred(self, kind: type[PrimaryEvent]) -> bool:
+        return any(isinstance(event, kind) for event in self._deferred)
 
     def _dispatch(self, event: PrimaryEvent) -> list[PrimaryEffect]:
         match event:
@@ -176,7 +178,7 @@ class PrimaryCore:
             case on.OutputFailed():
                 return self._give_way(ExitStatus.FAILED, event.reason)
             case on.StopRequested():
-                return self._end(event.now, Finish(ExitStatus.CLEAN, "stopped as asked"))
+                return self._stop(event.now)
             case _:
                 assert_never(event)
 
@@ -198,6 +200,7 @@ class PrimaryCore:
         return [do.Greet(self.generation)]
 
     def _peer_ready(self, event: on.PeerReady) -> list[PrimaryEffect]:
+        assert not self._linked, "one handshake per link: the session before this one has not ended"
         if self.phase not in (Phase.SOLO, Phase.STALLED) or event.generation != self.generation:
             return [do.EndSession("the handshake came too late")]
         self._linked = True
@@ -266,7 +269,8 @@ class PrimaryCore:
             self.open_epoch = event.epoch + 1
         self.holding = True
         self.paused = True
-        result: list[PrimaryEffect] = [] if self._withheld else self._resume()
+        rests = self._withheld or self._has_deferred(on.GuestEnded)
+        result: list[PrimaryEffect] = [] if rests else self._resume()
         result.append(do.SendEpoch(event.epoch))
         deferred, self._deferred = self._deferred, []
         for later in deferred:
@@ -274,8 +278,8 @@ class PrimaryCore:
         return result
 
     def _acknowledged(self, event: on.Acknowledged) -> list[PrimaryEffect]:
-        if not self._linked:
-            return []  # arrived in the same breath as the end of its session
+        if not self._linked or self._has_deferred(on.OutputFailed):
+            return []  # its session has just ended, or is about to
         if not self.unacknowledged or event.epoch != self.unacknowledged[0]:
             expected = self.unacknowledged[0] if self.unacknowledged else "none"
             reason = f"the secondary acknowledged epoch {event.epoch}, expected {expected}"
@@ -335,7 +339,8 @@ class PrimaryCore:
 
     def _tick(self, event: on.Tick) -> list[PrimaryEffect]:
         result: list[PrimaryEffect] = []
-        if self._linked and self._detector.silent(event.now, event.last_heard):
+        silent = self._linked and self._detector.silent(event.now, event.last_heard)
+        if silent and self.checkpoint is None:
             reason = f"the secondary has been silent for {(event.now - event.last_heard) * 1e3:.0f} ms"
             return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason))]
         if self._retry_at is not None and event.now >= self._retry_at:
@@ -351,6 +356,8 @@ class PrimaryCore:
         if self.phase is Phase.SYNCING:
             self.phase = Phase.STALLED if self._settings.on_loss is OnLoss.STALL else Phase.SOLO
             return []
+        if self.phase is not Phase.PROTECTED:
+            return []  # ends already: the witness's answer decides, or the output that is opening
         self.unacknowledged.clear()
         self._withheld = False
         self._stalled_base = False
@@ -373,10 +380,8 @@ class PrimaryCore:
         self._retry_at = None
         self.generation = event.generation
         self.exposed = False
-        if want is _Want.GREET:
+        if want is _Want.GREET and self._final is None:
             return [do.Greet(self.generation)]
-        if want is _Want.START and self._final is not None:
-            return self._finish(self._final)
         if want is _Want.START and self._settings.on_loss is OnLoss.STALL:
             self.phase = Phase.STALLED
             return []
@@ -404,14 +409,10 @@ class PrimaryCore:
     # --- ending ---------------------------------------------------------------------------------
 
     def _guest_ended(self, event: on.GuestEnded) -> list[PrimaryEffect]:
-        match event.end:
-            case GuestEnd.SHUTDOWN:
-                self.paused = True
-                return self._end(event.now, Finish(ExitStatus.CLEAN, f"the guest ended: {event.detail}"))
-            case GuestEnd.DIED:
-                return self._give_way(ExitStatus.GUEST_DIED, event.detail)
-            case _:
-                assert_never(event.end)
+        if event.end is GuestEnd.DIED:
+            return self._give_way(ExitStatus.GUEST_DIED, event.detail)
+        self.paused = True
+        return self._end(event.now, Finish(ExitStatus.CLEAN, f"the guest ended: {event.detail}"))
 
     def _give_way(self, status: ExitStatus, reason: str) -> list[PrimaryEffect]:
         """This host can't go on; a secondary that has a base may, at once."""
@@ -424,25 +425,24 @@ class PrimaryCore:
             Finish(status, reason),
         ]
 
+    def _stop(self, now: float) -> list[PrimaryEffect]:
+        if self._stop_asked:
+            return self._give_way(ExitStatus.FAILED, "stopped before its last output could be released")
+        self._stop_asked = True
+        return self._end(now, Finish(ExitStatus.CLEAN, "stopped as asked"))
+
     def _end(self, now: float, final: Finish) -> list[PrimaryEffect]:
         """End in order: a last checkpoint makes both disks the same, then both sides stop."""
         if self._final is not None:
-            self.phase = Phase.ENDED
-            message = "stopped before its last output could be released"
-            return [
-                do.DiscardOutput(),
-                do.DestroyGuest(message),
-                do.EndSession(message),
-                Finish(ExitStatus.FAILED, message),
-            ]
+            return []
         self._final = final
         if self.phase is Phase.PROTECTED:
             return self._consider(now)
+        if self.phase is Phase.STARTING:
+            return self._finish(final)
         if self._want is not None or self.phase is Phase.OPENING:
             return []  # the answer decides
-        if self.holding:
-            return self._ask(_Want.OPEN)
-        return self._finish(final)
+        return self._ask(_Want.OPEN) if self.holding else self._finish(final)
 
     def _finish(self, final: Finish) -> list[PrimaryEffect]:
         self.phase = Phase.ENDED

@@ -54,7 +54,7 @@ class QemuProcess:
 
     def __init__(
         self,
-        process: trio.Process,
+        process: subprocess.Popen[bytes],
         monitor: trio.SocketStream,
         memory: GuestMemory,
         device_state: DeviceState,
@@ -66,6 +66,7 @@ class QemuProcess:
         self.device_state = device_state
         self.version = ""
         self._process = process
+        self._ended = os.pidfd_open(process.pid)
         self._log_path = log_path
         self._on_end = on_end
         self._expected_end = False
@@ -86,7 +87,7 @@ class QemuProcess:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.qmp.run)
             task_status.started()
-            status = await self._process.wait()
+            status = await self._wait()
             self._resumed_or_gone.set()
             if not self._expected_end:
                 cause = f"signal {-status}" if status < 0 else f"exit status {status}"
@@ -115,19 +116,26 @@ class QemuProcess:
             return "(none)"
         return " / ".join(tail.split("\n")[-5:]).strip(" /") or "(none)"
 
+    async def _wait(self) -> int:
+        """The exit status, once the process is gone; -N for signal N."""
+        while (status := self._process.poll()) is None:
+            await trio.lowlevel.wait_readable(self._ended)
+        return status
+
     async def destroy(self) -> None:
         """Kill it and wait until it is gone. Idempotent."""
         self._expected_end = True
         with trio.CancelScope(shield=True):
             self._process.kill()
-            await self._process.wait()
+            await self._wait()
 
     def close(self) -> None:
+        os.close(self._ended)
         self.memory.close()
         self.device_state.close()
 
 
-async def start_qemu(
+def start_qemu(
     name: str,
     guest: GuestSettings,
     *,
@@ -140,8 +148,8 @@ async def start_qemu(
     """Start QEMU paused, or, with the descriptor that its state will come from, as a standby;
     `QemuProcess.run` comes next.
 
-    It dies with us: the kernel kills it when the thread that started it is gone, so call this from
-    the main thread, which lives as long as the daemon.
+    It dies with us: the kernel kills it when the thread that started it is gone. So it is started here, in
+    the main thread, and not by trio, whose worker threads go after ten idle seconds.
     """
     for tool, package in ((guest.qemu, "qemu-system-x86"), ("setpriv", "util-linux")):
         if shutil.which(tool) is None:
@@ -156,7 +164,7 @@ async def start_qemu(
         if incoming is not None:
             inherited.append(incoming)
         with log_path.open("wb") as output:
-            process = await trio.lowlevel.open_process(
+            process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -28,6 +28,7 @@ class QemuGuest:
         self._memory = process.memory
         self._tracker: PagemapScan | None = None
         self._running = False
+        self._everything_dirty = False
         self._staging = [np.zeros((_STAGING_PAGES, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
         self._next_staging = 0
         self.page_count = self._memory.page_count
@@ -56,12 +57,15 @@ class QemuGuest:
             length = mapping.end - mapping.start
             await trio.to_thread.run_sync(inject_write_protection, self.pid, mapping.start, length)
             self._tracker = PagemapScan(self.pid, mapping.start, length)
-        else:
-            self._tracker.scan()
+        self._everything_dirty = True
 
     def dirty_pages(self) -> Indices:
         assert self._tracker is not None, "start_tracking comes first"
-        return self._tracker.scan()
+        dirty = self._tracker.scan()
+        if self._everything_dirty:
+            self._everything_dirty = False
+            return np.arange(self.page_count)
+        return dirty
 
     def read_pages(self, indices: Indices) -> Pages:
         return np.take(self._memory.pages, indices, axis=0)

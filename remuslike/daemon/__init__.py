@@ -1,0 +1,1 @@
+"""The two daemons: trio drivers that carry out what the engine's cores decide."""

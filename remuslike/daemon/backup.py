@@ -1,0 +1,338 @@
+"""The secondary daemon: performs what `engine.backup` decides, and reports what came of it.
+
+Applying, taking over and ending are done by one worker, in the order they were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from socket import socketpair
+from typing import Any, assert_never
+
+import structlog
+import trio
+
+from diskbuf.errors import DiskbufError
+from netbuf import rarp_frame
+from netbuf.errors import NetbufError
+from remuslike.config import Settings
+from remuslike.daemon.backup_session import BackupSession, StagedEpoch
+from remuslike.daemon.control import integer_argument, serve_control
+from remuslike.daemon.host import Host, introduce, make_witness, open_host
+from remuslike.daemon.listener import Listener
+from remuslike.engine import effects as do
+from remuslike.engine import events as on
+from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
+from remuslike.engine.effects import BackupEffect, Finish
+from remuslike.engine.events import BackupEvent, GuestEnd
+from remuslike.engine.ports import StepHook
+from remuslike.errors import GuestError, RequestError, WitnessError
+from remuslike.guest.process import QemuProcess, start_qemu
+from remuslike.guest.running import QemuGuest
+from remuslike.guest.standby import QemuStandby
+from transport import Link, apply_pages
+
+_log = structlog.get_logger(__name__)
+
+# Where the guest now is, said again while switches may be missing it: QEMU announces once more.
+_ANNOUNCEMENTS = 5
+_ANNOUNCEMENT_INTERVAL_S = 0.1
+
+
+@dataclass(slots=True)
+class Takeover:
+    """How a takeover went. The `_at` are time.monotonic() seconds; None: not reached."""
+
+    cause: str
+    epoch: int | None
+    silence_ms: float
+    decided_at: float
+    granted_at: float | None = None
+    opened_at: float | None = None
+    running_at: float | None = None
+
+    @property
+    def activation_ms(self) -> float | None:
+        """From the decision to take over until the guest runs."""
+        return None if self.running_at is None else (self.running_at - self.decided_at) * 1e3
+
+
+class BackupDaemon:
+    """One secondary, from its configuration to the reason it ended."""
+
+    def __init__(self, settings: Settings, hook: StepHook) -> None:
+        self._settings = settings
+        self._hook = hook
+        self._witness = make_witness(settings)
+        self._core = BackupCore(BackupSettings(detect_s=settings.link.detect_ms / 1e3))
+        self._events: deque[BackupEvent] = deque()
+        self._stepping = False
+        self._poke = trio.Event()
+        self._finished = trio.Event()
+        self._final: Finish | None = None
+        self._destroyed = False
+        self._takeover: Takeover | None = None
+        self._survivor: QemuGuest | None = None
+        self._staged: dict[int, StagedEpoch] = {}
+        self._devices = b""
+        # Bounded by the core's window, and a takeover.
+        self._work_in, self._work_out = trio.open_memory_channel[BackupEffect](math.inf)
+
+    async def run(self) -> Finish:
+        """Set up, stand by, perhaps take over, and clean up; expected errors of set-up propagate."""
+        async with open_host(self._settings) as host, trio.open_nursery() as nursery:
+            self._host: Host = host
+            self._outputs = host.outputs
+            self._nursery = nursery
+            self._process, self._standby = await self._start_standby(nursery)
+            try:
+                hello = await introduce(self._settings, host, self._process.version)
+                self._listener = Listener(
+                    self._settings.link, hello, self.post, self._make_session, self._refusal
+                )
+                await nursery.start(self._listener.run)
+                nursery.start_soon(self._work)
+                nursery.start_soon(self._keep_time)
+                await nursery.start(serve_control, self._settings.control_path, self._answer)
+                _log.info("secondary.ready", address=self._settings.link.address)
+                await self._finished.wait()
+                await self._listener.slot.wait_parted()
+            finally:
+                self._outputs.discard()
+                await self._process.destroy()
+                self._process.close()
+                nursery.cancel_scope.cancel()
+        assert self._final is not None
+        return self._final
+
+    async def _start_standby(self, nursery: trio.Nursery) -> tuple[QemuProcess, QemuStandby]:
+        ours, theirs = socketpair()
+        with theirs:
+            process = start_qemu(
+                self._settings.name,
+                self._settings.guest,
+                taps=self._host.tap_descriptors,
+                disk_sockets=self._host.disk_sockets,
+                log_path=self._host.qemu_log,
+                incoming=theirs.fileno(),
+                on_end=self._guest_ended,
+            )
+            await nursery.start(process.run)
+            standby = QemuStandby(process, ours)
+            await standby.prepare(theirs.fileno())
+        _log.info("standby.started", pid=process.pid, qemu=process.version)
+        return process, standby
+
+    # --- stepping the core ----------------------------------------------------------------------
+
+    def post(self, event: BackupEvent) -> None:
+        """Step the core; a nested call waits its turn."""
+        self._events.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._events:
+                before = self._core.phase
+                event = self._events.popleft()
+                effects = self._core.step(event)
+                if self._core.phase is not before:
+                    self._note_phase(event, before)
+                for effect in effects:
+                    self._perform(effect)
+        finally:
+            self._stepping = False
+        self._poke.set()
+
+    def request_stop(self) -> None:
+        """As the operator asks (SIGTERM)."""
+        self.post(on.StopRequested(time.monotonic()))
+
+    def _note_phase(self, event: BackupEvent, before: BackupPhase) -> None:
+        _log.info("secondary.phase", phase=self._core.phase.value, epoch=self._core.acknowledged)
+        if self._core.phase is BackupPhase.CONTENDING and before is BackupPhase.STANDBY:
+            now = time.monotonic()
+            silence_ms = (now - self._listener.slot.heard()) * 1e3
+            self._takeover = Takeover(_cause(event), self._core.acknowledged, silence_ms, now)
+
+    def _perform(self, effect: BackupEffect) -> None:
+        match effect:
+            case do.Acknowledge():
+                if self._listener.slot.session is not None:
+                    self._listener.slot.session.acknowledge(effect.epoch)
+            case do.ApplySync():
+                if self._listener.slot.session is not None:
+                    self._listener.slot.session.admit_sync()
+            case do.Apply():
+                self._work_in.send_nowait(effect)
+            case do.OpenOutput() | do.Activate():
+                self._work_in.send_nowait(effect)
+            case do.DropPartial():
+                _log.info("epoch.dropped", epoch=effect.epoch)
+            case do.AcquireWitness():
+                self._nursery.start_soon(self._acquire, effect.expected_generation)
+            case do.EndSession():
+                self._listener.slot.end(effect)
+            case do.DiscardOutput():
+                self._outputs.discard()
+            case do.DestroyGuest():
+                self._destroyed = True
+                _log.info("guest.destroy", reason=effect.reason)
+                self._nursery.start_soon(self._process.destroy)
+            case Finish():
+                self._final = effect
+                self._finished.set()
+            case _:
+                assert_never(effect)
+
+    async def _keep_time(self) -> None:
+        while True:
+            due = self._core.next_tick(time.monotonic())
+            with trio.move_on_after(math.inf if due is None else max(0.0, due - time.monotonic())):
+                await self._poke.wait()
+                self._poke = trio.Event()
+                continue
+            self.post(on.Tick(time.monotonic(), self._listener.slot.heard()))
+
+    def _guest_ended(self, end: GuestEnd, detail: str) -> None:
+        if not self._destroyed:
+            _log.warning("guest.ended", how=end.value, detail=detail)
+            self.post(on.GuestEnded(time.monotonic(), end, detail))
+
+    async def _acquire(self, expected_generation: int) -> None:
+        try:
+            granted, token = await self._witness.acquire(expected_generation, self._settings.name)
+        except WitnessError as error:
+            _log.warning("witness.unreachable", error=str(error))
+            self.post(on.WitnessUnreachable(time.monotonic(), str(error)))
+            return
+        now = time.monotonic()
+        _log.info("witness.answer", granted=granted, generation=token.generation, holder=token.holder)
+        if granted:
+            if self._takeover is not None:
+                self._takeover.granted_at = now
+            self.post(on.WitnessGranted(now, token.generation))
+        else:
+            self._takeover = None
+            self.post(on.WitnessRefused(now, token.holder, token.generation))
+
+    # --- sessions -------------------------------------------------------------------------------
+
+    def _refusal(self) -> str | None:
+        if self._core.phase is BackupPhase.WAITING and not self._core.unapplied:
+            return None
+        return f"takes no primary: it is {self._core.phase.value}"
+
+    def _make_session(self, link: Link) -> BackupSession:
+        session = BackupSession(link, self._standby.ram, self._outputs, self.post, self._hook)
+        self._staged = session.staged
+        return session
+
+    # --- the worker -----------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        async for effect in self._work_out:
+            match effect:
+                case do.Apply():
+                    await self._apply(effect.epoch)
+                case do.OpenOutput():
+                    await self._open_output()
+                case do.Activate():
+                    await self._activate()
+
+    async def _apply(self, epoch: int) -> None:
+        self._hook("apply.begin", epoch)
+        staged = self._staged.pop(epoch)
+        try:
+            await trio.to_thread.run_sync(self._apply_pages, staged)
+            for number, writes in staged.writes:
+                await self._outputs.disks[number].apply(writes)
+        except DiskbufError as error:
+            _log.error("apply.failed", epoch=epoch, error=str(error))
+            self.post(on.ApplyFailed(time.monotonic(), str(error)))
+            return
+        self._devices = staged.devices
+        self._hook("apply.end", epoch)
+        self.post(on.Applied(time.monotonic(), epoch))
+
+    def _apply_pages(self, staged: StagedEpoch) -> None:
+        for batch in staged.batches:
+            apply_pages(batch, self._standby.ram)
+
+    async def _open_output(self) -> None:
+        try:
+            await self._outputs.open()
+        except (DiskbufError, NetbufError) as error:
+            self.post(on.ActivationFailed(time.monotonic(), str(error)))
+            return
+        if self._takeover is not None:
+            self._takeover.opened_at = time.monotonic()
+        self.post(on.OutputOpened(time.monotonic()))
+
+    async def _activate(self) -> None:
+        try:
+            await self._standby.activate(self._devices)
+        except GuestError as error:
+            self.post(on.ActivationFailed(time.monotonic(), str(error)))
+            return
+        self._survivor = QemuGuest(self._process, captures_in_use=0)
+        self._survivor.adopt_running()
+        takeover = self._takeover
+        if takeover is not None:
+            takeover.running_at = time.monotonic()
+            _log.info("takeover.done", epoch=takeover.epoch, activation_ms=takeover.activation_ms)
+        self.post(on.Activated(time.monotonic()))
+        self._nursery.start_soon(self._announce)
+
+    async def _announce(self) -> None:
+        for _ in range(_ANNOUNCEMENTS):
+            for nic, hold in zip(self._settings.guest.nics, self._outputs.networks, strict=True):
+                hold.announce([rarp_frame(nic.mac)])
+            await trio.sleep(_ANNOUNCEMENT_INTERVAL_S)
+
+    # --- the control socket ---------------------------------------------------------------------
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request["command"]:
+            case "statistics":
+                return self._statistics()
+            case "measure-pause":
+                count = integer_argument(request, "count", 1, 1000, 40)
+                if self._survivor is None:
+                    raise RequestError("command 'measure-pause': only after a takeover")
+                interval_s = self._settings.epoch.epoch_ms / 1e3
+                return {"pause_ms": await self._survivor.measure_pauses(count, interval_s)}
+            case other:
+                raise RequestError(f"command {other!r}: known are statistics and measure-pause")
+
+    def _statistics(self) -> dict[str, Any]:
+        core, takeover = self._core, self._takeover
+        return {
+            "role": "secondary",
+            "name": self._settings.name,
+            "phase": core.phase.value,
+            "generation": core.generation,
+            "acknowledged": core.acknowledged,
+            "applied": core.applied,
+            "takeover": None
+            if takeover is None
+            else {**asdict(takeover), "activation_ms": takeover.activation_ms},
+            "held": self._outputs.statistics(),
+            "guest_pid": self._process.pid,
+        }
+
+
+def _cause(event: BackupEvent) -> str:
+    """Why a takeover began, in an operator's words."""
+    match event:
+        case on.LinkLost():
+            return event.reason
+        case on.PeerLeft():
+            return f"the primary said {event.farewell.value}"
+        case on.Tick():
+            return "the primary was silent"
+        case _:
+            return "the primary broke the protocol"

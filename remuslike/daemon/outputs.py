@@ -1,0 +1,75 @@
+"""All buffers of a guest as one: sealed in one pause, released together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from diskbuf import DiskBuffer
+from netbuf import TapHold
+from remuslike.engine.events import Pressure
+
+_RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
+
+
+class Outputs:
+    """The guest's network holds and disk buffers; the OutputBuffer contract over all of them."""
+
+    def __init__(self, networks: list[TapHold], disks: list[DiskBuffer]) -> None:
+        self.networks = networks
+        self.disks = disks
+        self._all: list[TapHold | DiskBuffer] = [*networks, *disks]
+
+    @property
+    def pressure(self) -> Pressure:
+        """That of the fullest."""
+        levels = [Pressure(buffer.pressure.value) for buffer in self._all]
+        return max(levels, key=_RANK.__getitem__, default=Pressure.NONE)
+
+    def on_pressure(self, callback: Callable[[], None]) -> None:
+        """Call whenever any buffer's level rises."""
+        for buffer in self._all:
+            buffer.on_pressure(lambda _level: callback())
+
+    def hold(self, epoch: int) -> None:
+        for buffer in self._all:
+            buffer.hold(epoch)
+
+    def prepare(self) -> None:
+        for buffer in self._all:
+            buffer.prepare()
+
+    def seal(self, epoch: int) -> None:
+        for buffer in self._all:
+            buffer.seal(epoch)
+
+    async def release(self, epoch: int) -> None:
+        """Network and disks at once: neither waits for the other, both are entitled."""
+        async with trio.open_nursery() as nursery:
+            for buffer in self._all:
+                nursery.start_soon(buffer.release, epoch)
+
+    async def open(self) -> None:
+        """Disks first: a guest whose frames leave must find its disks writable."""
+        for disk in self.disks:
+            await disk.open()
+        for network in self.networks:
+            await network.open()
+
+    def discard(self) -> None:
+        for buffer in self._all:
+            buffer.discard()
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """The buffers' own, by kind and number: "network0", "disk0", …"""
+        named = [(f"network{number}", _plain(hold)) for number, hold in enumerate(self.networks)]
+        named += [(f"disk{number}", _plain(disk)) for number, disk in enumerate(self.disks)]
+        return dict(named)
+
+
+def _plain(buffer: TapHold | DiskBuffer) -> dict[str, Any]:
+    statistics = buffer.statistics()
+    return {key: getattr(value, "value", value) for key, value in asdict(statistics).items()}

@@ -1,0 +1,206 @@
+"""One session of the primary: synchronise a secondary, then send it epochs, and hear its answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+import trio
+
+from diskbuf import CHUNK_BYTES, SealedWrites, encode_writes
+from remuslike.daemon.outputs import Outputs
+from remuslike.daemon.payloads import (
+    DevicesEncoder,
+    decode_digests_untrusted,
+    encode_chunk,
+    encode_disk,
+    encode_parts,
+    split_writes,
+)
+from remuslike.daemon.samples import Sample, Samples
+from remuslike.engine import events as on
+from remuslike.engine.events import Farewell
+from remuslike.engine.handshake import Goodbye, parse_untrusted
+from remuslike.engine.ports import Capture, Indices, StepHook
+from remuslike.errors import PayloadError
+from remuslike.guest.running import QemuGuest
+from transport import BATCH_PAGES, FrameType, Link, PageEncoder
+
+_log = structlog.get_logger(__name__)
+
+# A pass that sent no more than this ends the synchronisation: 16 MiB are captured in some 10 ms.
+_PASS_PAGES_SMALL = 4096
+# A guest that writes faster than we send never has little left; after this many passes the base takes
+# what there is, in one longer pause.
+_PASSES_MAX = 8
+_DIGEST_BYTES = 16
+
+
+@dataclass(slots=True)
+class PendingEpoch:
+    """A captured epoch on its way: `writes` for each buffered disk; of a base also the chunks to read."""
+
+    epoch: int
+    capture: Capture
+    writes: list[SealedWrites]
+    sample: Sample
+    chunks: list[Indices] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SyncProgress:
+    """How far the synchronisation is, for `statistics`."""
+
+    passes: int = 0
+    pages_sent: int = 0
+    pages_last_pass: int = 0
+    chunks_sent: int = 0
+
+
+class PrimarySession:
+    """Frames to and from one secondary, after the handshake. `run` runs for the session's life."""
+
+    def __init__(
+        self,
+        link: Link,
+        guest: QemuGuest,
+        outputs: Outputs,
+        samples: Samples,
+        post: Callable[[Any], None],
+        hook: StepHook,
+    ) -> None:
+        self.link = link
+        self.sync = SyncProgress()
+        self.wire_bytes = 0
+        self.raw_bytes = 0
+        self._guest = guest
+        self._outputs = outputs
+        self._samples = samples
+        self._post = post
+        self._hook = hook
+        self._encoder = PageEncoder(guest.page_count)
+        self._devices = DevicesEncoder()
+        # Bounded by the core's window of unacknowledged epochs.
+        self._pending_in, self._pending_out = trio.open_memory_channel[PendingEpoch](math.inf)
+        # A secondary that sends more digests than disks have chunks waits here, and is heard no more.
+        self._digests_in, self._digests_out = trio.open_memory_channel[tuple[int, int, bytes]](16)
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hear the secondary until the link ends, which raises an error of `transport.errors`."""
+        disk_count = len(self._outputs.disks)
+        while True:
+            frame = await self.link.receive()
+            match frame.type:
+                case FrameType.ACKNOWLEDGE:
+                    self._hook("ack.received", frame.epoch)
+                    now = time.monotonic()
+                    self._samples.finish(frame.epoch, now)
+                    self._post(on.Acknowledged(now, frame.epoch))
+                case FrameType.DISK_DIGESTS:
+                    chunk = decode_digests_untrusted(frame.payload, disk_count)
+                    await self._digests_in.send((chunk.disk, chunk.index, bytes(chunk.data)))
+                case FrameType.GOODBYE:
+                    goodbye = parse_untrusted(Goodbye, frame.payload)
+                    _log.info("session.goodbye", farewell=goodbye.farewell, reason=goodbye.reason)
+                    self._post(on.PeerLeft(time.monotonic(), Farewell.LEAVING))
+                case _:
+                    raise PayloadError(f"the secondary sent {frame.type.name}, which a secondary doesn't")
+
+    # --- synchronising --------------------------------------------------------------------------
+
+    async def synchronise(self) -> None:
+        """RAM and disks in passes, until a pass was small; then report `SyncConverged`."""
+        for disk in self._outputs.disks:
+            disk.take_dirty_chunks()
+        await self._guest.start_tracking()
+        await self._send_differing_chunks()
+        while True:
+            self.sync.passes += 1
+            for number, disk in enumerate(self._outputs.disks):
+                await self._send_chunks(number, disk.take_dirty_chunks())
+            dirty = self._guest.dirty_pages()
+            await self._send_pages(dirty)
+            self.sync.pages_last_pass = len(dirty)
+            _log.info("sync.pass", number=self.sync.passes, pages=len(dirty), chunks=self.sync.chunks_sent)
+            if len(dirty) <= _PASS_PAGES_SMALL or self.sync.passes >= _PASSES_MAX:
+                break
+        self._post(on.SyncConverged(time.monotonic()))
+
+    async def _send_pages(self, indices: Indices) -> None:
+        for start in range(0, len(indices), BATCH_PAGES):
+            batch = indices[start : start + BATCH_PAGES]
+            payloads = await trio.to_thread.run_sync(self._encode_full, batch)
+            for payload in payloads:
+                await self.link.send(FrameType.SYNC_PAGES, 0, [payload])
+            self.sync.pages_sent += len(batch)
+
+    def _encode_full(self, indices: Indices) -> list[bytes]:
+        return self._encoder.encode_full(indices, self._guest.read_pages(indices))
+
+    async def _send_differing_chunks(self) -> None:
+        """Compare the secondary's digests with ours, and send the chunks that differ."""
+        expected = sum(-(-disk.size_bytes // CHUNK_BYTES) for disk in self._outputs.disks)
+        while expected > 0:
+            number, first, theirs = await self._digests_out.receive()
+            count, odd = divmod(len(theirs), _DIGEST_BYTES)
+            disk = self._outputs.disks[number]
+            if odd or not 0 < count <= expected or (first + count - 1) * CHUNK_BYTES >= disk.size_bytes:
+                raise PayloadError(f"digests of {count} chunks from {first} on don't fit disk {number}")
+            expected -= count
+            ours = await disk.chunk_digests(first, count)
+            different = np.frombuffer(ours, "V16") != np.frombuffer(theirs, "V16")
+            await self._send_chunks(number, first + np.flatnonzero(different))
+
+    async def _send_chunks(self, number: int, indices: Indices) -> None:
+        disk = self._outputs.disks[number]
+        for index in indices.tolist():
+            parts = encode_chunk(number, index, await disk.read_chunk(index))
+            await self.link.send(FrameType.SYNC_DISK, 0, parts)
+            self.sync.chunks_sent += 1
+
+    # --- epochs ---------------------------------------------------------------------------------
+
+    def enqueue(self, pending: PendingEpoch) -> None:
+        self._pending_in.send_nowait(pending)
+
+    async def send_epochs(self) -> None:
+        """Send what `enqueue` was given, in order, until cancelled."""
+        async for pending in self._pending_out:
+            await self._send_epoch(pending)
+
+    async def _send_epoch(self, pending: PendingEpoch) -> None:
+        """Encode, off the pause and off this thread, and send."""
+        epoch, sample, capture = pending.epoch, pending.sample, pending.capture
+        self._hook("send.begin", epoch)
+        began = time.perf_counter()
+        pages, devices = await trio.to_thread.run_sync(self._encode, capture)
+        sample.encode_ms = (time.perf_counter() - began) * 1e3
+        send = self.link.send
+        for number, chunks in enumerate(pending.chunks):
+            await self._send_chunks(number, chunks)
+        await send(FrameType.EPOCH_BEGIN, epoch)
+        parts = 1
+        await send(FrameType.DEVICES, epoch, devices)
+        for payload in pages:
+            sample.wire_bytes += await send(FrameType.PAGES, epoch, [payload])
+            parts += 1
+        self._hook("send.half", epoch)
+        for number, writes in enumerate(pending.writes):
+            for piece in split_writes(writes):
+                await send(FrameType.DISK_WRITES, epoch, [encode_disk(number), *encode_writes(piece)])
+                parts += 1
+        await send(FrameType.EPOCH_END, epoch, [encode_parts(parts)])
+        self.raw_bytes += sample.raw_bytes
+        self.wire_bytes += sample.wire_bytes
+        self._hook("send.end", epoch)
+
+    def _encode(self, capture: Capture) -> tuple[list[bytes], list[bytes]]:
+        pages = self._encoder.encode_delta(capture.indices, capture.pages)
+        return pages, self._devices.encode(capture.devices)
