@@ -170,6 +170,9 @@ class Oracle:
     def opened(self, host: str, buffer: str) -> None:
         if self.holder != host:
             raise Violation("P3", f"{host} opens {buffer} although the witness names {self.holder or 'nobody'}")
+        for copy in self.copies.values():
+            if copy.host != host and self.counts(copy):
+                raise Violation("P3", f"{host} opens {buffer} although {copy.host} could be activated")
         self.outlets.setdefault(host, set()).add(buffer)
         self._one_active_side()
 

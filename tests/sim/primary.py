@@ -15,7 +15,7 @@ from .guest import BLOCK_COUNT, FRESH, PAGE_COUNT, Devices, Guest
 from .network import End, Frame
 from .oracle import Snapshot
 from .options import Options
-from .process import Effect, Process
+from .process import Effect, Event, Process
 from .world import Steps, Task
 
 PRESSURE = {Level.NONE: on.Pressure.NONE, Level.SOON: on.Pressure.SOON, Level.FULL: on.Pressure.FULL}
@@ -50,6 +50,7 @@ class PrimaryDriver:
         self.guest.frozen_until = lambda: self.process.frozen_until
         self.last_snapshot: Snapshot | None = None
         self.session_end: End | None = None
+        self._candidate: End | None = None
         self._generation = 0
         self._pressure = Level.NONE
         self._checkpoint_task: Task | None = None
@@ -61,6 +62,7 @@ class PrimaryDriver:
         process.core = core
         process.perform = self.perform
         process.on_frame = self.on_frame
+        process.before_step = self.before_step
         process.on_end = self.guest.destroy
 
     def _buffer(self, sort: str) -> Buffer:
@@ -99,7 +101,13 @@ class PrimaryDriver:
 
     def connected(self, end: End) -> None:
         self.process.attach(end)
-        self.process.post(on.PeerConnected(self.world.now))
+        self.process.post(on.PeerConnected(self.world.now), end)
+
+    def before_step(self, event: Event, body: object) -> None:
+        """Remember which link the core is about to decide on."""
+        if isinstance(event, on.PeerConnected):
+            assert isinstance(body, End)
+            self._candidate = body
 
     def qemu_dies(self) -> None:
         if self.process.alive and self.guest.alive:
@@ -140,8 +148,8 @@ class PrimaryDriver:
                 self.process.ask_witness(effect.expected_generation)
             case do.Greet():
                 self._generation = effect.generation
-                if self.process.link is not None:
-                    self.process.link.send(Frame("greet", body=effect.generation))
+                if self._candidate is not None and self._candidate is self.process.link:
+                    self._candidate.send(Frame("greet", body=effect.generation))
             case do.StartSync():
                 self.world.spawn(self.process, self._synchronise())
             case do.SealStalled():
@@ -194,7 +202,7 @@ class PrimaryDriver:
         self.close_epoch(effect)
         hook("checkpoint.sealed")
         yield random.uniform(0, self.options.capture_s)
-        self.capture(effect)
+        self.capture(effect, self._blocks(effect))
         hook("checkpoint.captured")
         self.process.post(on.Captured(self.world.now, effect.epoch))
         hook("checkpoint.resumed")
@@ -206,18 +214,21 @@ class PrimaryDriver:
             elif buffer.state.value != "holding":
                 buffer.hold(effect.epoch + 1)
 
-    def capture(self, effect: do.Checkpoint) -> None:
+    def _blocks(self, effect: do.Checkpoint) -> tuple[tuple[int, int], ...]:
+        """What of the disk travels with this checkpoint."""
+        buffer = self.buffers[1]
+        if effect.base:
+            view = self.disk.seen_through(buffer)
+            return tuple((block, view[block]) for block in sorted(self.disk.take_dirty()))
+        return tuple((write.block, write.token) for write in buffer.sealed_outputs(effect.epoch))
+
+    def capture(self, effect: do.Checkpoint, blocks: tuple[tuple[int, int], ...]) -> None:
         if not self.guest.paused:
             raise SimulatedFault(f"the guest runs inside the checkpoint of epoch {effect.epoch}")
         assert self.session_end is not None, "a checkpoint needs a session"
         guest, epoch = self.guest, effect.epoch
         pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
         guest.dirty.clear()
-        if effect.base:
-            view = self.disk.seen_through(self.buffers[1])
-            blocks = tuple((block, view[block]) for block in sorted(self.disk.take_dirty()))
-        else:
-            blocks = tuple((write.block, write.token) for write in self.buffers[1].sealed_outputs(epoch))
         half = len(pages) // 2
         items = list(pages.items())
         parts = [

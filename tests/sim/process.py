@@ -140,7 +140,10 @@ class Process:
             yield interval
 
     def _expect_hands(self, end: End) -> None:
-        if self.link is end and not self.shaken_hands:
+        frozen_for = self.frozen_until - self.world.now
+        if frozen_for > 0:
+            self.world.after(frozen_for, lambda: self._expect_hands(end))
+        elif self.link is end and not self.shaken_hands:
             self.end_session(do.EndSession("the handshake took too long"))
             self.post(on.LinkLost(self.world.now, "the handshake took too long"))
 

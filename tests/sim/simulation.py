@@ -62,6 +62,7 @@ class Simulation:
         self._parts = parts
         self._requests = 0
         self._partitioned = False
+        self._at_peace = False
         options = self.options
         settings = PrimarySettings(
             name="alpha",
@@ -122,13 +123,14 @@ class Simulation:
         """The primary looks for a secondary while it has none."""
         self.world.after(self.options.redial_s, self._dial)
         near = self.primary.process
-        if not near.alive or near.link is not None:
+        if not near.alive or near.link is not None or near.frozen_until > self.world.now:
             return
         able = [
             secondary
             for secondary in self.secondaries
             if secondary.process.alive
             and secondary.process.link is None
+            and secondary.process.frozen_until <= self.world.now
             and not self.network.is_cut(near.name, secondary.process.name)
             and not self.network.is_cut(secondary.process.name, near.name)
         ]
@@ -156,6 +158,8 @@ class Simulation:
 
     def _strike(self, fault: Fault) -> None:
         world, random = self.world, self.world.random
+        if self._at_peace:
+            return
         world.log("fault", fault)
         primary, secondary = self.primary, self._acting_secondary()
         match fault.kind:
@@ -246,6 +250,7 @@ class Simulation:
 
     def _make_peace(self) -> None:
         self.world.log("run", "peace: no more faults, a new secondary joins")
+        self._at_peace = True
         self._heal()
         self.witness.reachable = True
         self.witness.answers_lost = 0
