@@ -18,7 +18,7 @@ from remuslike.config import Settings, load_settings
 from remuslike.daemon.backup import BackupDaemon
 from remuslike.daemon.hooks import hook_from_environment
 from remuslike.daemon.primary import PrimaryDaemon
-from remuslike.engine.effects import Finish
+from remuslike.engine.effects import ExitStatus, Finish
 from remuslike.errors import ConfigurationError, ControlError, MissingToolError, PrivilegeError
 
 _log = structlog.get_logger(__name__)
@@ -84,21 +84,27 @@ def _run(settings: Settings, daemon_class: type[PrimaryDaemon] | type[BackupDaem
 
 
 async def _run_until_signal(daemon: PrimaryDaemon | BackupDaemon) -> Finish:
+    final = Finish(ExitStatus.CLEAN, "stopped as asked, before it was set up")
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signals, daemon)
+        await nursery.start(_stop_on_signals, daemon, nursery.cancel_scope)
         final = await daemon.run()
         nursery.cancel_scope.cancel()
     return final
 
 
 async def _stop_on_signals(
-    daemon: PrimaryDaemon | BackupDaemon, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    daemon: PrimaryDaemon | BackupDaemon,
+    setting_up: trio.CancelScope,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             _log.info("stop.requested", signal=signal.Signals(number).name)
-            daemon.request_stop()
+            if daemon.running:
+                daemon.request_stop()
+            else:
+                setting_up.cancel()
 
 
 def _prioritise() -> None:

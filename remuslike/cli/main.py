@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import click
 
 from remuslike.cli.daemons import primary, secondary, status
+from remuslike.cli.image import image
+from remuslike.demo.command import demo_command
 from remuslike.engine.effects import ExitStatus
 from remuslike.errors import UsageError, expected_errors
 
@@ -21,6 +23,8 @@ def cli() -> None:
 cli.add_command(primary)
 cli.add_command(secondary)
 cli.add_command(status)
+cli.add_command(image)
+cli.add_command(demo_command)
 
 
 def main() -> None:

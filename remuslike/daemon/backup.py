@@ -72,6 +72,7 @@ class BackupDaemon:
         self._stepping = False
         self._poke = trio.Event()
         self._finished = trio.Event()
+        self.running = False  # set up, so that `request_stop` can be followed
         self._final: Finish | None = None
         self._destroyed = False
         self._takeover: Takeover | None = None
@@ -97,6 +98,7 @@ class BackupDaemon:
                 nursery.start_soon(self._work)
                 nursery.start_soon(self._keep_time)
                 await nursery.start(serve_control, self._settings.control_path, self._answer)
+                self.running = True
                 _log.info("secondary.ready", address=self._settings.link.address)
                 await self._finished.wait()
                 await self._listener.slot.wait_parted()
@@ -286,8 +288,10 @@ class BackupDaemon:
             _log.info("takeover.done", epoch=takeover.epoch, activation_ms=takeover.activation_ms)
         self.post(on.Activated(time.monotonic()))
         self._nursery.start_soon(self._announce)
+        self._nursery.start_soon(self._outputs.flush)
 
     async def _announce(self) -> None:
+        """Teach the LAN the guest's new place. QEMU has said it once, as it does after any migration."""
         for _ in range(_ANNOUNCEMENTS):
             for nic, hold in zip(self._settings.guest.nics, self._outputs.networks, strict=True):
                 hold.announce([rarp_frame(nic.mac)])

@@ -33,7 +33,6 @@ class Host:
     taps: list[GuestTap]
     stores: list[FileStore]
     disk_sockets: list[Path]
-    depth: int
     qemu_log: Path
 
     @property
@@ -41,12 +40,17 @@ class Host:
         return [tap.fileno() for tap in self.taps]
 
 
+def buffer_depth(settings: Settings) -> int:
+    """How many sealed epochs every buffer can hold."""
+    return settings.epoch.window + _EXTRA_DEPTH
+
+
 @asynccontextmanager
 async def open_host(settings: Settings) -> AsyncIterator[Host]:
     """Set up, run the holds and NBD servers for as long as the body runs, and take down in the order that
     lets nothing out: holds are closed (which discards) before the taps."""
     guest = settings.guest
-    depth = settings.epoch.window + _EXTRA_DEPTH
+    depth = buffer_depth(settings)
     with ExitStack() as stack:
         stack.enter_context(_run_directory(settings.run_directory))
         stores = [_open_store(stack, disk.path) for disk in guest.disks if not disk.read_only]
@@ -68,7 +72,7 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             for socket, name, disk in zip(sockets, names, disks, strict=True):
                 await nursery.start(serve_nbd_unix, socket, {name: disk})
             log = settings.run_directory / "qemu.log"
-            yield Host(Outputs(holds, disks), taps, stores, sockets, depth, log)
+            yield Host(Outputs(holds, disks), taps, stores, sockets, log)
             nursery.cancel_scope.cancel()
 
 

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 import trio
 
 from diskbuf import DiskBuffer
+from diskbuf.errors import DiskbufError
 from netbuf import TapHold
 from remuslike.engine.events import Pressure
+
+_log = structlog.get_logger(__name__)
 
 _RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
 
@@ -58,6 +62,17 @@ class Outputs:
             await disk.open()
         for network in self.networks:
             await network.open()
+
+    async def flush(self) -> None:
+        """Make durable what `open` let out: the guest's flushes were answered while it was only held.
+
+        A disk that can't is logged; the guest's own flushes will fail as well, and tell it.
+        """
+        for number, disk in enumerate(self.disks):
+            try:
+                await disk.flush()
+            except DiskbufError as error:
+                _log.error("disk.flush_failed", disk=number, error=str(error))
 
     def discard(self) -> None:
         for buffer in self._all:

@@ -20,7 +20,7 @@ from netbuf.errors import NetbufError
 from remuslike.config import Settings
 from remuslike.daemon.connector import Connector
 from remuslike.daemon.control import integer_argument, serve_control
-from remuslike.daemon.host import Host, introduce, make_witness, open_host
+from remuslike.daemon.host import Host, buffer_depth, introduce, make_witness, open_host
 from remuslike.daemon.primary_session import PendingEpoch, PrimarySession
 from remuslike.daemon.samples import Sample, Samples
 from remuslike.engine import effects as do
@@ -45,10 +45,21 @@ class PrimaryDaemon:
         self._settings = settings
         self._hook = hook
         self._witness = make_witness(settings)
+        self._core = PrimaryCore(
+            PrimarySettings(
+                name=settings.name,
+                on_loss=OnLoss(settings.on_secondary_loss),
+                detect_s=settings.link.detect_ms / 1e3,
+                window=settings.epoch.window,
+                depth=buffer_depth(settings),
+            ),
+            EpochPolicy(settings.epoch.epoch_ms / 1e3),
+        )
         self._events: deque[PrimaryEvent] = deque()
         self._stepping = False
         self._poke = trio.Event()
         self._finished = trio.Event()
+        self.running = False  # set up, so that `request_stop` can be followed
         self._final: Finish | None = None
         self._destroyed = False
         self._samples = Samples()
@@ -64,22 +75,13 @@ class PrimaryDaemon:
         async with open_host(self._settings) as host:
             self._host: Host = host
             self._outputs = host.outputs
-            self._core = PrimaryCore(
-                PrimarySettings(
-                    name=self._settings.name,
-                    on_loss=OnLoss(self._settings.on_secondary_loss),
-                    detect_s=self._settings.link.detect_ms / 1e3,
-                    window=self._settings.epoch.window,
-                    depth=host.depth,
-                ),
-                EpochPolicy(self._settings.epoch.epoch_ms / 1e3),
-            )
             self._outputs.on_pressure(self._note_pressure)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._process = await self._start_guest(nursery)
                 self._guest = QemuGuest(self._process, captures_in_use=self._settings.epoch.window)
                 try:
+                    await self._guest.attach()
                     await self._protect(nursery)
                 finally:
                     self._outputs.discard()
@@ -112,6 +114,7 @@ class PrimaryDaemon:
         nursery.start_soon(self._keep_time)
         await nursery.start(serve_control, self._settings.control_path, self._answer)
         self.post(on.Started(time.monotonic(), token.generation, token.holder))
+        self.running = True
         nursery.start_soon(self._connector.run)
         await self._finished.wait()
         await self._connector.slot.wait_parted()
@@ -278,6 +281,7 @@ class PrimaryDaemon:
                         await self._outputs.open()
                         self._note_pressure()
                         self.post(on.OutputOpened(time.monotonic()))
+                        await self._outputs.flush()
             except* (DiskbufError, NetbufError) as group:
                 self._output_failed(first_message(group))
 

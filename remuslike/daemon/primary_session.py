@@ -119,7 +119,7 @@ class PrimarySession:
         """RAM and disks in passes, until a pass was small; then report `SyncConverged`."""
         for disk in self._outputs.disks:
             disk.take_dirty_chunks()
-        await self._guest.start_tracking()
+        self._guest.start_tracking()
         await self._send_differing_chunks()
         while True:
             self.sync.passes += 1

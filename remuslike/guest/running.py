@@ -51,16 +51,18 @@ class QemuGuest:
         """It was started by somebody else (a standby's activation)."""
         self._running = True
 
-    async def start_tracking(self) -> None:
-        if self._tracker is None:
-            mapping = self._memory.find_in(self.pid)
-            length = mapping.end - mapping.start
-            await trio.to_thread.run_sync(inject_write_protection, self.pid, mapping.start, length)
-            self._tracker = PagemapScan(self.pid, mapping.start, length)
+    async def attach(self) -> None:
+        """Make its writes noticeable, once. MissingToolError if this host can't."""
+        mapping = self._memory.find_in(self.pid)
+        length = mapping.end - mapping.start
+        await trio.to_thread.run_sync(inject_write_protection, self.pid, mapping.start, length)
+        self._tracker = PagemapScan(self.pid, mapping.start, length)
+
+    def start_tracking(self) -> None:
         self._everything_dirty = True
 
     def dirty_pages(self) -> Indices:
-        assert self._tracker is not None, "start_tracking comes first"
+        assert self._tracker is not None, "attach comes first"
         dirty = self._tracker.scan()
         if self._everything_dirty:
             self._everything_dirty = False
