@@ -10,6 +10,7 @@ from remuslike.image.arguments import (
     kernel_command_line,
 )
 from remuslike.image.build import GuestImage, Progress, build_image, default_cache_directory, find_image
+from remuslike.image.clock import host_tsc_khz
 from remuslike.image.disk import make_data_disk
 from remuslike.image.errors import ImageError
 
@@ -26,6 +27,7 @@ __all__ = [
     "build_image",
     "default_cache_directory",
     "find_image",
+    "host_tsc_khz",
     "kernel_command_line",
     "make_data_disk",
     "probe_accelerator",

@@ -26,6 +26,9 @@ BASE_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off")
 LENGTH_LIMIT = 2047
 """Bytes that an x86 kernel keeps of its command line (COMMAND_LINE_SIZE is 2048 with the zero)."""
 
+TSC_MIN_KHZ, TSC_MAX_KHZ = 100_000, 10_000_000
+"""0.1 to 10 GHz: a clock outside is a mistake in the unit."""
+
 _DISK = re.compile(r"[a-z]+[0-9]*")
 
 
@@ -35,12 +38,14 @@ def kernel_command_line(
     gateway: str | None = None,
     data_disk: str | None = None,
     service: Service = "none",
+    tsc_khz: int | None = None,
     extra: Sequence[str] = (),
 ) -> str:
     """What to give to QEMU's -append.
 
     `addresses` are those of eth0, eth1 ... as ADDRESS/PREFIX; `data_disk` is a device name such as "vdb";
-    `extra` are further arguments of the kernel. Raises CommandLineError.
+    `tsc_khz` is `host_tsc_khz()` of the host that boots the guest, without which microvm under TCG doesn't
+    boot reliably; `extra` are further arguments of the kernel. Raises CommandLineError.
     """
     words = list(BASE_ARGUMENTS)
     for number, address in enumerate(addresses):
@@ -54,6 +59,10 @@ def kernel_command_line(
     if service not in ("redis", "none"):
         raise CommandLineError(f"service is {service!r}; use redis or none")
     words.append(f"remus.service={service}")
+    if tsc_khz is not None:
+        if not TSC_MIN_KHZ <= tsc_khz <= TSC_MAX_KHZ:
+            raise CommandLineError(f"tsc_khz is {tsc_khz}; give {TSC_MIN_KHZ} to {TSC_MAX_KHZ}, or None")
+        words.append(f"tsc_early_khz={tsc_khz}")
     for argument in extra:
         if not argument.isascii() or not argument.isprintable() or " " in argument or not argument:
             raise CommandLineError(f"extra has {argument!r}; give one printable ASCII word per argument")

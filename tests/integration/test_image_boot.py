@@ -20,6 +20,7 @@ from remuslike.image import (
     STOPPED_LINE,
     GuestImage,
     build_image,
+    host_tsc_khz,
     kernel_command_line,
     make_data_disk,
 )
@@ -125,7 +126,9 @@ async def booted(image: GuestImage, machine: str, data_disk: Path, command_line:
 
 @pytest.mark.parametrize("machine", MACHINES)
 async def test_the_guest_serves_and_stops_cleanly(image: GuestImage, data_disk: Path, machine: str) -> None:
-    line = kernel_command_line(addresses=[GUEST_ADDRESS, "10.99.0.2/24"], data_disk="vdb", service="redis")
+    line = kernel_command_line(
+        addresses=[GUEST_ADDRESS, "10.99.0.2/24"], data_disk="vdb", service="redis", tsc_khz=host_tsc_khz()
+    )
     async with booted(image, machine, data_disk, line) as guest:
         await guest.wait_for(READY_LINE)
 
@@ -152,7 +155,8 @@ async def test_the_guest_serves_and_stops_cleanly(image: GuestImage, data_disk: 
 async def test_power_off_and_reboot_end_the_machine(
     image: GuestImage, data_disk: Path, machine: str, command: str
 ) -> None:
-    async with booted(image, machine, data_disk, kernel_command_line(addresses=[GUEST_ADDRESS])) as guest:
+    line = kernel_command_line(addresses=[GUEST_ADDRESS], tsc_khz=host_tsc_khz())
+    async with booted(image, machine, data_disk, line) as guest:
         await guest.wait_for(READY_LINE)
         await guest.shell(command)
         assert await guest.process.wait() == 0

@@ -14,6 +14,7 @@ def test_everything_at_once() -> None:
         gateway="10.77.0.1",
         data_disk="vdb",
         service="redis",
+        tsc_khz=2_600_000,
         extra=["nokaslr"],
     )
     assert line.split() == [
@@ -26,6 +27,7 @@ def test_everything_at_once() -> None:
         "remus.gateway=10.77.0.1",
         "remus.data=vdb",
         "remus.service=redis",
+        "tsc_early_khz=2600000",
         "nokaslr",
     ]
 
@@ -43,6 +45,7 @@ def test_the_plainest_guest() -> None:
         ({"gateway": "gate"}, "gateway is 'gate'"),
         ({"data_disk": "/dev/vdb"}, "data_disk is '/dev/vdb'"),
         ({"service": "mysql"}, "service is 'mysql'"),
+        ({"tsc_khz": 2600}, "tsc_khz is 2600; give 100000 to"),
         ({"extra": ["two words"]}, "extra has 'two words'"),
         ({"extra": [""]}, "extra has ''"),
         ({"extra": ["a\n"]}, "extra has"),
