@@ -1,6 +1,6 @@
 """The rate of this host's time-stamp counter, for guests that can't find it out by themselves.
 
-Under TCG the guest's counter is the host's. A kernel on microvm has nothing but the PIT to measure it against,
+Under TCG the guest's counter is the host's. A kernel on microvm has only the PIT to measure it against,
 and a virtual CPU that loses its processor meanwhile spoils the measurement: the kernel then has no clock and
 doesn't boot. On a busy host that is most boots. With `tsc_early_khz` on its command line the kernel doesn't
 measure (kernel Documentation/admin-guide/kernel-parameters.txt).
