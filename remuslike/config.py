@@ -115,9 +115,11 @@ class BufferSettings(Section):
 
 
 class LinkSettings(Section):
-    """`address`: where the secondary listens and the primary connects."""
+    """`address`: where the secondary listens and the primary connects. `successor`: where a secondary that
+    has taken over looks for a secondary of its own."""
 
     address: Address
+    successor: Address | None = None
     detect_ms: float = Field(default=100, ge=10, le=60_000)
 
 

@@ -20,16 +20,17 @@ from netbuf import rarp_frame
 from netbuf.errors import NetbufError
 from remuslike.config import Settings
 from remuslike.daemon.backup_session import BackupSession, StagedEpoch
-from remuslike.daemon.control import integer_argument, serve_control
+from remuslike.daemon.control import serve_control
 from remuslike.daemon.host import Host, introduce, make_witness, open_host
 from remuslike.daemon.listener import Listener
+from remuslike.daemon.protector import Protector
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
 from remuslike.engine.effects import BackupEffect, Finish
 from remuslike.engine.events import BackupEvent, GuestEnd
 from remuslike.engine.ports import StepHook
-from remuslike.errors import GuestError, RequestError, WitnessError
+from remuslike.errors import GuestError, HostError, RequestError, WitnessError
 from remuslike.guest.process import QemuProcess, start_qemu
 from remuslike.guest.running import QemuGuest
 from remuslike.guest.standby import QemuStandby
@@ -76,7 +77,7 @@ class BackupDaemon:
         self._final: Finish | None = None
         self._destroyed = False
         self._takeover: Takeover | None = None
-        self._survivor: QemuGuest | None = None
+        self._protector: Protector | None = None
         self._staged: dict[int, StagedEpoch] = {}
         self._devices = b""
         # Bounded by the core's window, and a takeover.
@@ -90,9 +91,9 @@ class BackupDaemon:
             self._nursery = nursery
             self._process, self._standby = await self._start_standby(nursery)
             try:
-                hello = await introduce(self._settings, host, self._process.version)
+                self._hello = await introduce(self._settings, host, self._process.version)
                 self._listener = Listener(
-                    self._settings.link, hello, self.post, self._make_session, self._refusal
+                    self._settings.link, self._hello, self.post, self._make_session, self._refusal
                 )
                 await nursery.start(self._listener.run)
                 nursery.start_soon(self._work)
@@ -151,7 +152,10 @@ class BackupDaemon:
 
     def request_stop(self) -> None:
         """As the operator asks (SIGTERM)."""
-        self.post(on.StopRequested(time.monotonic()))
+        if self._protector is not None:
+            self._protector.post(on.StopRequested(time.monotonic()))
+        else:
+            self.post(on.StopRequested(time.monotonic()))
 
     def _note_phase(self, event: BackupEvent, before: BackupPhase) -> None:
         _log.info("secondary.phase", phase=self._core.phase.value, epoch=self._core.acknowledged)
@@ -200,7 +204,9 @@ class BackupDaemon:
             self.post(on.Tick(time.monotonic(), self._listener.slot.heard()))
 
     def _guest_ended(self, end: GuestEnd, detail: str) -> None:
-        if not self._destroyed:
+        if self._protector is not None:
+            self._protector.guest_ended(end, detail)
+        elif not self._destroyed:
             _log.warning("guest.ended", how=end.value, detail=detail)
             self.post(on.GuestEnded(time.monotonic(), end, detail))
 
@@ -280,8 +286,6 @@ class BackupDaemon:
         except GuestError as error:
             self.post(on.ActivationFailed(time.monotonic(), str(error)))
             return
-        self._survivor = QemuGuest(self._process, captures_in_use=0)
-        self._survivor.adopt_running()
         takeover = self._takeover
         if takeover is not None:
             takeover.running_at = time.monotonic()
@@ -289,6 +293,24 @@ class BackupDaemon:
         self.post(on.Activated(time.monotonic()))
         self._nursery.start_soon(self._announce)
         self._nursery.start_soon(self._outputs.flush)
+        self._nursery.start_soon(self._protect)
+
+    async def _protect(self) -> None:
+        """The guest is ours: from now on this daemon is to it what a primary is."""
+        guest = QemuGuest(self._process, captures_in_use=self._settings.epoch.window)
+        guest.adopt_running()
+        successor = self._settings.link.successor
+        if successor is not None:
+            try:
+                await guest.attach()
+            except HostError as error:
+                _log.error("takeover.unprotectable", error=str(error))
+                successor = None
+        self._protector = Protector(
+            self._settings, guest, self._outputs, self._hello, self._witness, self._hook, successor
+        )
+        self._final = await self._protector.run(on.Adopted(time.monotonic(), self._core.generation))
+        self._finished.set()
 
     async def _announce(self) -> None:
         """Teach the LAN the guest's new place. QEMU has said it once, as it does after any migration."""
@@ -300,17 +322,11 @@ class BackupDaemon:
     # --- the control socket ---------------------------------------------------------------------
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        match request["command"]:
-            case "statistics":
-                return self._statistics()
-            case "measure-pause":
-                count = integer_argument(request, "count", 1, 1000, 40)
-                if self._survivor is None:
-                    raise RequestError("command 'measure-pause': only after a takeover")
-                interval_s = self._settings.epoch.epoch_ms / 1e3
-                return {"pause_ms": await self._survivor.measure_pauses(count, interval_s)}
-            case other:
-                raise RequestError(f"command {other!r}: known are statistics and measure-pause")
+        if request["command"] == "statistics":
+            return self._statistics()
+        if self._protector is not None:
+            return await self._protector.answer(request)
+        raise RequestError(f"command {request['command']!r}: before a takeover only statistics is known")
 
     def _statistics(self) -> dict[str, Any]:
         core, takeover = self._core, self._takeover
@@ -326,6 +342,7 @@ class BackupDaemon:
             else {**asdict(takeover), "activation_ms": takeover.activation_ms},
             "held": self._outputs.statistics(),
             "guest_pid": self._process.pid,
+            "protection": self._protector.statistics() if self._protector else None,
         }
 
 

@@ -44,9 +44,9 @@ class Connector:
         self._make_session = make_session
         self._greeting: trio.MemorySendChannel[int | None] | None = None
 
-    async def run(self) -> None:
-        """Look for the secondary, again and again; complain once about each way it fails."""
-        host, _, port = self._settings.address.rpartition(":")
+    async def run(self, address: str) -> None:
+        """Look for the secondary there, again and again; complain once about each way it fails."""
+        host, _, port = address.rpartition(":")
         heartbeat_ms = self._settings.detect_ms / HEARTBEATS_PER_DETECTION
         complained = ""
         while True:

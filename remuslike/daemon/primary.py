@@ -1,39 +1,23 @@
-"""The primary daemon: performs what `engine.primary` decides, and reports what came of it.
-
-Effects of a step are performed in order. Those that take time are handed to one of three workers, each
-of which keeps the order of what it is given: the *guest* worker (checkpoint, pause, resume), the *sender*
-(a session's epochs) and the *output* worker (release, open).
-"""
+"""The primary daemon: starts a guest, and protects it."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from typing import Any, assert_never
 
 import structlog
 import trio
 
-from diskbuf.errors import DiskbufError
-from netbuf.errors import NetbufError
 from remuslike.config import Settings
-from remuslike.daemon.connector import Connector
-from remuslike.daemon.control import integer_argument, serve_control
-from remuslike.daemon.host import Host, buffer_depth, introduce, make_witness, open_host
-from remuslike.daemon.primary_session import PendingEpoch, PrimarySession
-from remuslike.daemon.samples import Sample, Samples
-from remuslike.engine import effects as do
+from remuslike.daemon.control import serve_control
+from remuslike.daemon.host import Host, introduce, make_witness, open_host
+from remuslike.daemon.protector import Protector
 from remuslike.engine import events as on
-from remuslike.engine.effects import Finish, PrimaryEffect
-from remuslike.engine.events import GuestEnd, PrimaryEvent
-from remuslike.engine.policy import EpochPolicy
+from remuslike.engine.effects import Finish
+from remuslike.engine.events import GuestEnd
 from remuslike.engine.ports import StepHook
-from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
-from remuslike.errors import GuestError, RequestError, WitnessError, first_message
+from remuslike.errors import GuestError
 from remuslike.guest.process import QemuProcess, start_qemu
 from remuslike.guest.running import QemuGuest
-from transport import Link
 
 _log = structlog.get_logger(__name__)
 
@@ -45,59 +29,39 @@ class PrimaryDaemon:
         self._settings = settings
         self._hook = hook
         self._witness = make_witness(settings)
-        self._core = PrimaryCore(
-            PrimarySettings(
-                name=settings.name,
-                on_loss=OnLoss(settings.on_secondary_loss),
-                detect_s=settings.link.detect_ms / 1e3,
-                window=settings.epoch.window,
-                depth=buffer_depth(settings),
-            ),
-            EpochPolicy(settings.epoch.epoch_ms / 1e3),
-        )
-        self._events: deque[PrimaryEvent] = deque()
-        self._stepping = False
-        self._poke = trio.Event()
-        self._finished = trio.Event()
-        self.running = False  # set up, so that `request_stop` can be followed
-        self._final: Finish | None = None
-        self._destroyed = False
-        self._samples = Samples()
-        self._checkpointed: Sample | None = None
-        self._pause_began = 0.0
-        self._captured: dict[int, PendingEpoch] = {}
-        # Bounded by the core: a checkpoint, a resume, a pause; as many releases as the buffers are deep.
-        self._guest_in, self._guest_out = trio.open_memory_channel[PrimaryEffect](math.inf)
-        self._output_in, self._output_out = trio.open_memory_channel[PrimaryEffect](math.inf)
+        self._protector: Protector | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it is set up, so that `request_stop` can be followed."""
+        return self._protector is not None
+
+    def request_stop(self) -> None:
+        """As the operator asks (SIGTERM)."""
+        assert self._protector is not None
+        self._protector.post(on.StopRequested(time.monotonic()))
 
     async def run(self) -> Finish:
         """Set up, protect, and clean up; expected errors of set-up propagate."""
-        async with open_host(self._settings) as host:
-            self._host: Host = host
-            self._outputs = host.outputs
-            self._outputs.on_pressure(self._note_pressure)
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._process = await self._start_guest(nursery)
-                self._guest = QemuGuest(self._process, captures_in_use=self._settings.epoch.window)
-                try:
-                    await self._guest.attach()
-                    await self._protect(nursery)
-                finally:
-                    self._outputs.discard()
-                    await self._guest.destroy()
-                    self._process.close()
-                    nursery.cancel_scope.cancel()
-        assert self._final is not None
-        return self._final
+        async with open_host(self._settings) as host, trio.open_nursery() as nursery:
+            process = await self._start_guest(host, nursery)
+            guest = QemuGuest(process, captures_in_use=self._settings.epoch.window)
+            try:
+                await guest.attach()
+                return await self._protect(host, process, guest, nursery)
+            finally:
+                host.outputs.discard()
+                await guest.destroy()
+                process.close()
+                nursery.cancel_scope.cancel()
 
-    async def _start_guest(self, nursery: trio.Nursery) -> QemuProcess:
+    async def _start_guest(self, host: Host, nursery: trio.Nursery) -> QemuProcess:
         process = start_qemu(
             self._settings.name,
             self._settings.guest,
-            taps=self._host.tap_descriptors,
-            disk_sockets=self._host.disk_sockets,
-            log_path=self._host.qemu_log,
+            taps=host.tap_descriptors,
+            disk_sockets=host.disk_sockets,
+            log_path=host.qemu_log,
             incoming=None,
             on_end=self._guest_ended,
         )
@@ -105,225 +69,18 @@ class PrimaryDaemon:
         _log.info("guest.started", pid=process.pid, qemu=process.version)
         return process
 
-    async def _protect(self, nursery: trio.Nursery) -> None:
-        hello = await introduce(self._settings, self._host, self._process.version)
-        self._connector = Connector(self._settings.link, hello, self.post, self._make_session)
+    async def _protect(
+        self, host: Host, process: QemuProcess, guest: QemuGuest, nursery: trio.Nursery
+    ) -> Finish:
+        hello = await introduce(self._settings, host, process.version)
         token = await self._witness.read()
-        nursery.start_soon(self._work_guest)
-        nursery.start_soon(self._work_output)
-        nursery.start_soon(self._keep_time)
-        await nursery.start(serve_control, self._settings.control_path, self._answer)
-        self.post(on.Started(time.monotonic(), token.generation, token.holder))
-        self.running = True
-        nursery.start_soon(self._connector.run)
-        await self._finished.wait()
-        await self._connector.slot.wait_parted()
-
-    def _make_session(self, link: Link) -> PrimarySession:
-        self._samples.abandon()
-        return PrimarySession(link, self._guest, self._outputs, self._samples, self.post, self._hook)
-
-    # --- stepping the core ----------------------------------------------------------------------
-
-    def post(self, event: PrimaryEvent) -> None:
-        """Step the core; nested calls (a buffer's callback while an effect is performed) wait their turn."""
-        self._events.append(event)
-        if self._stepping:
-            return
-        self._stepping = True
-        try:
-            while self._events:
-                before = self._core.phase
-                for effect in self._core.step(self._events.popleft()):
-                    self._perform(effect)
-                if self._core.phase is not before:
-                    _log.info("primary.phase", phase=self._core.phase.value, epoch=self._core.open_epoch)
-        finally:
-            self._stepping = False
-        self._poke.set()
-
-    def request_stop(self) -> None:
-        """As the operator asks (SIGTERM)."""
-        self.post(on.StopRequested(time.monotonic()))
-
-    def _perform(self, effect: PrimaryEffect) -> None:
-        match effect:
-            case do.Checkpoint() | do.PauseGuest() | do.ResumeGuest():
-                self._guest_in.send_nowait(effect)
-            case do.Release() | do.OpenOutput() | do.SealStalled():
-                self._output_in.send_nowait(effect)
-            case do.SendEpoch():
-                pending = self._captured.pop(effect.epoch)
-                if self._connector.slot.session is not None:
-                    self._connector.slot.session.enqueue(pending)
-            case do.AcquireWitness():
-                self._nursery.start_soon(self._acquire, effect.expected_generation)
-            case do.Greet():
-                self._connector.greet(effect.generation)
-            case do.StartSync():
-                self._connector.start_sync()
-            case do.EndSession():
-                self._connector.end(effect)
-            case do.DiscardOutput():
-                self._outputs.discard()
-            case do.DestroyGuest():
-                self._destroyed = True
-                _log.info("guest.destroy", reason=effect.reason)
-                self._nursery.start_soon(self._guest.destroy)
-            case Finish():
-                self._final = effect
-                self._finished.set()
-            case _:
-                assert_never(effect)
-
-    async def _keep_time(self) -> None:
-        while True:
-            due = self._core.next_tick(time.monotonic())
-            with trio.move_on_after(math.inf if due is None else max(0.0, due - time.monotonic())):
-                await self._poke.wait()
-                self._poke = trio.Event()
-                continue
-            self.post(on.Tick(time.monotonic(), self._connector.slot.heard()))
-
-    def _note_pressure(self) -> None:
-        self.post(on.PressureChanged(time.monotonic(), self._outputs.pressure))
+        address = self._settings.link.address
+        protector = Protector(self._settings, guest, host.outputs, hello, self._witness, self._hook, address)
+        await nursery.start(serve_control, self._settings.control_path, protector.answer)
+        self._protector = protector
+        return await protector.run(on.Started(time.monotonic(), token.generation, token.holder))
 
     def _guest_ended(self, end: GuestEnd, detail: str) -> None:
-        if not self._destroyed:
-            _log.warning("guest.ended", how=end.value, detail=detail)
-            self.post(on.GuestEnded(time.monotonic(), end, detail))
-
-    async def _acquire(self, expected_generation: int) -> None:
-        try:
-            granted, token = await self._witness.acquire(expected_generation, self._settings.name)
-        except WitnessError as error:
-            _log.warning("witness.unreachable", error=str(error))
-            self.post(on.WitnessUnreachable(time.monotonic(), str(error)))
-            return
-        _log.info("witness.answer", granted=granted, generation=token.generation, holder=token.holder)
-        if granted:
-            self.post(on.WitnessGranted(time.monotonic(), token.generation))
-        else:
-            self.post(on.WitnessRefused(time.monotonic(), token.holder, token.generation))
-
-    # --- the guest worker -----------------------------------------------------------------------
-
-    async def _work_guest(self) -> None:
-        async for effect in self._guest_out:
-            try:
-                match effect:
-                    case do.Checkpoint():
-                        await self._checkpoint(effect.epoch, base=effect.base)
-                    case do.PauseGuest():
-                        await self._guest.pause()
-                    case do.ResumeGuest():
-                        await self._resume()
-            except* GuestError as group:
-                self._guest_ended(GuestEnd.DIED, first_message(group))
-            except* (DiskbufError, NetbufError) as group:
-                self._output_failed(first_message(group))
-
-    async def _checkpoint(self, epoch: int, *, base: bool) -> None:
-        sample = self._samples.begin(epoch)
-        self._hook("checkpoint.begin", epoch)
-        self._outputs.prepare()
-        began = time.perf_counter()
-        self._pause_began = began
-        await self._guest.pause()
-        sample.stop_ms = (time.perf_counter() - began) * 1e3
-        self._hook("checkpoint.paused", epoch)
-        if self._destroyed:
-            return
-        if not base:
-            self._outputs.seal(epoch)
-        elif not self._core.holding:
-            self._outputs.hold(epoch + 1)
-        self._hook("checkpoint.sealed", epoch)
-        capture = await self._guest.capture()
-        sample.note_capture(capture, time.monotonic())
-        pending = PendingEpoch(epoch, capture, [], sample)
-        if base:
-            pending.chunks = [disk.take_dirty_chunks() for disk in self._outputs.disks]
-        if base and self._core.holding:
-            pending.writes = [disk.held_writes() for disk in self._outputs.disks]
-        elif not base:
-            pending.writes = [disk.sealed(epoch) for disk in self._outputs.disks]
-        self._captured[epoch] = pending
-        self._checkpointed = sample
-        self._hook("checkpoint.captured", epoch)
-        self.post(on.Captured(time.monotonic(), epoch))
-
-    async def _resume(self) -> None:
-        began = time.perf_counter()
-        await self._guest.resume()
-        ended = time.perf_counter()
-        sample, self._checkpointed = self._checkpointed, None
-        if sample is not None:
-            sample.resume_ms = (ended - began) * 1e3
-            sample.pause_ms = (ended - self._pause_began) * 1e3
-            self._hook("checkpoint.resumed", sample.epoch)
-
-    # --- the output worker ----------------------------------------------------------------------
-
-    async def _work_output(self) -> None:
-        async for effect in self._output_out:
-            try:
-                match effect:
-                    case do.Release():
-                        self._hook("release.begin", effect.epoch)
-                        await self._outputs.release(effect.epoch)
-                        self._hook("release.end", effect.epoch)
-                        self._note_pressure()
-                        self.post(on.Released(time.monotonic(), effect.epoch))
-                    case do.SealStalled():
-                        self._outputs.seal(effect.epoch)
-                    case do.OpenOutput():
-                        await self._outputs.open()
-                        self._note_pressure()
-                        self.post(on.OutputOpened(time.monotonic()))
-                        await self._outputs.flush()
-            except* (DiskbufError, NetbufError) as group:
-                self._output_failed(first_message(group))
-
-    def _output_failed(self, reason: str) -> None:
-        if not self._destroyed:
-            _log.error("output.failed", error=reason)
-            self.post(on.OutputFailed(time.monotonic(), reason))
-
-    # --- the control socket ---------------------------------------------------------------------
-
-    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        match request["command"]:
-            case "statistics":
-                return self._statistics()
-            case "samples":
-                return self._samples.since(integer_argument(request, "since", 0, 1 << 60, 0))
-            case "measure-pause":
-                count = integer_argument(request, "count", 1, 1000, 40)
-                if self._core.holding:
-                    raise RequestError("command 'measure-pause': only while the guest runs unprotected")
-                interval_s = self._settings.epoch.epoch_ms / 1e3
-                return {"pause_ms": await self._guest.measure_pauses(count, interval_s)}
-            case other:
-                raise RequestError(f"command {other!r}: known are statistics, samples, measure-pause")
-
-    def _statistics(self) -> dict[str, Any]:
-        core, session = self._core, self._connector.slot.session
-        sync = session.sync if session and not core.holding else None
-        return {
-            "role": "primary",
-            "name": self._settings.name,
-            "phase": core.phase.value,
-            "protected": core.protected,
-            "generation": core.generation,
-            "epoch": core.open_epoch,
-            "checkpoints": self._samples.count,
-            "sync": None
-            if sync is None
-            else {"passes": sync.passes, "pages_sent": sync.pages_sent, "chunks_sent": sync.chunks_sent},
-            "wire_bytes": session.wire_bytes if session else 0,
-            "raw_bytes": session.raw_bytes if session else 0,
-            "held": self._outputs.statistics(),
-            "secondary": self._connector.secondary_name if session else None,
-            "guest_pid": self._guest.pid,
-        }
+        if self._protector is None:
+            raise GuestError(f"the guest ended before it was protected: {detail}")
+        self._protector.guest_ended(end, detail)

@@ -113,6 +113,14 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """The guest runs here already, its output open under our own `generation`: we have taken it over."""
+
+    now: float
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerConnected:
     """A secondary can be reached; nothing has been said to it yet."""
 
@@ -244,6 +252,7 @@ class ActivationFailed:
 
 PrimaryEvent = (
     Started
+    | Adopted
     | PeerConnected
     | PeerReady
     | SyncConverged

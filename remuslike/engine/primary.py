@@ -154,6 +154,10 @@ class PrimaryCore:
                 return self._consider(event.now)
             case on.Started():
                 return self._started(event)
+            case on.Adopted():
+                self.generation = event.generation
+                self.phase, self.paused = Phase.SOLO, False
+                return []
             case on.PeerConnected():
                 return self._peer_connected()
             case on.PeerReady():
@@ -189,7 +193,12 @@ class PrimaryCore:
         if event.holder not in ("", self._settings.name):
             return self._fenced(event.holder, event.generation)
         self.generation = event.generation
-        return self._ask(_Want.START)
+        if not event.holder:
+            return self._ask(_Want.START)
+        # An earlier life of ours may have left a secondary that knows more than our disks: it goes first.
+        self._want = _Want.START
+        self._retry_at = event.now + 2 * self._settings.detect_s
+        return []
 
     def _peer_connected(self) -> list[PrimaryEffect]:
         idle = self.phase in (Phase.SOLO, Phase.STALLED) and self._drain_to is None

@@ -34,7 +34,10 @@ class GuestMemory:
     def find_in(self, pid: int) -> Mapping:
         """Where process `pid` maps this memory; GuestError unless it does so once and whole."""
         inode = os.fstat(self.descriptor).st_ino
-        mappings = [m for m in read_mappings(pid) if m.inode == inode and "remuslike-ram" in m.name]
+        try:
+            mappings = [m for m in read_mappings(pid) if m.inode == inode and "remuslike-ram" in m.name]
+        except OSError as error:
+            raise GuestError(f"QEMU (process {pid}) is gone: {error}") from error
         length = sum(m.end - m.start for m in mappings)
         contiguous = all(a.end == b.start for a, b in itertools.pairwise(mappings))
         if not mappings or length != self.length or not contiguous:

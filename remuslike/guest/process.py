@@ -118,8 +118,13 @@ class QemuProcess:
 
     async def _wait(self) -> int:
         """The exit status, once the process is gone; -N for signal N."""
-        while (status := self._process.poll()) is None:
-            await trio.lowlevel.wait_readable(self._ended)
+        # A descriptor of its own for each waiter: trio lets one task wait on one.
+        ended = os.dup(self._ended)
+        try:
+            while (status := self._process.poll()) is None:
+                await trio.lowlevel.wait_readable(ended)
+        finally:
+            os.close(ended)
         return status
 
     async def destroy(self) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import trio
 
 from remuslike.engine.ports import PAGE_BYTES, Capture, Indices, Pages
-from remuslike.errors import GuestError
 from remuslike.guest.command import DEVICE_STATE_SET
 from remuslike.guest.dirty import PagemapScan
 from remuslike.guest.injection import inject_write_protection
@@ -113,23 +111,13 @@ class QemuGuest:
         )
         elapsed_ms.append((time.perf_counter() - began) * 1e3)
 
-    async def measure_pauses(self, count: int, interval_s: float) -> list[float]:
+    async def measure_pause(self) -> float:
         """QEMU's own part of a pause, in ms: stop, save devices, continue, and no capture at all."""
-        if not self._running:
-            raise GuestError("the guest is not running")
-        pauses = []
-        for _ in range(count):
-            began = time.perf_counter()
-            await self.pause()
-            await self._save_devices([])
-            await self.resume()
-            pauses.append((time.perf_counter() - began) * 1e3)
-            await trio.sleep(interval_s)
-        return pauses
-
-    async def status(self) -> dict[str, Any]:
-        result: dict[str, Any] = await self._process.qmp.execute("query-status")
-        return result
+        began = time.perf_counter()
+        await self.pause()
+        await self._save_devices([])
+        await self.resume()
+        return (time.perf_counter() - began) * 1e3
 
     async def destroy(self) -> None:
         self._running = False
