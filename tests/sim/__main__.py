@@ -21,15 +21,13 @@ def main() -> int:
     failures = 0
     began = time.perf_counter()
     for seed in range(arguments.seed, arguments.seed + arguments.runs):
-        result = simulate(seed, parts, tracing=arguments.trace)
-        if result is None:
-            continue
-        if arguments.trace and (result.problem is not None or arguments.runs == 1):
-            sys.stdout.write("\n".join(result.trace) + "\n")
-        if result.problem is not None:
+        outcome = simulate(seed, parts, tracing=arguments.trace)
+        if arguments.trace and (outcome.problem is not None or arguments.runs == 1):
+            sys.stdout.write("\n".join(outcome.trace) + "\n")
+        if outcome.problem is not None:
             failures += 1
             option = f" --mutation '{arguments.mutation}'" if arguments.mutation else ""
-            sys.stdout.write(f"{result.promise:9} {result}{option}\n")
+            sys.stdout.write(f"{outcome.promise:9} {outcome}{option}\n")
             if arguments.trace:
                 break
     seconds = time.perf_counter() - began

@@ -7,7 +7,7 @@ from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
 
 from .buffers import Buffer, Disk, Output
-from .faults import SimulatedFault
+from .faults import ContractError
 from .guest import BLOCK_COUNT, PAGE_COUNT, Devices, Guest
 from .network import End, Frame
 from .options import Options
@@ -160,7 +160,7 @@ class BackupDriver:
                     self.oracle.finished_in_order(self.process.name, self.last_snapshot, self.disk.blocks)
                 self.process.finish(effect)
             case _:
-                raise SimulatedFault(f"the secondary's driver doesn't know {effect}")
+                raise ContractError(f"the secondary's driver doesn't know {effect}")
 
     def drop_partial(self, epoch: int) -> None:
         self.incoming.clear()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from .faults import SimulatedFault, StoreFailure
+from .faults import ContractError, StoreError
 from .oracle import Oracle
 from .world import Steps, World
 
@@ -93,7 +93,7 @@ class Buffer:
             case State.HOLDING:
                 self._waiting.append((output, done))
             case State.CLOSED:
-                raise SimulatedFault(f"{self.name}: the guest runs against a closed buffer")
+                raise ContractError(f"{self.name}: the guest runs against a closed buffer")
             case State.DISCARDED:
                 pass
 
@@ -123,7 +123,7 @@ class Buffer:
         return tuple(next(outputs for number, outputs in self.sealed if number == epoch))
 
     def release(self, epoch: int) -> Steps:
-        """Let `epoch` out; StoreFailure leaves what has not left held."""
+        """Let `epoch` out; StoreError leaves what has not left held."""
         oldest = self.sealed[0][0] if self.sealed else None
         self._demand(epoch == oldest, f"release({epoch}) while {oldest} is the oldest sealed")
         yield from self._let_out(self.sealed[0][1])
@@ -159,7 +159,7 @@ class Buffer:
         while outputs and self.state is not State.DISCARDED:
             if self.fails_next:
                 self.fails_next = False
-                raise StoreFailure(f"{self.name} has no room")
+                raise StoreError(f"{self.name} has no room")
             self._leave(outputs.popleft())
             self._held_items -= 1
             if random.random() < 0.1:
@@ -187,7 +187,7 @@ class Buffer:
 
     def _demand(self, condition: bool, what: str) -> None:
         if not condition:
-            raise SimulatedFault(f"{self.name}: {what}")
+            raise ContractError(f"{self.name}: {what}")
 
 
 class Disk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """The engine's fault: a numbered promise of DESIGN.md, section 1, was seen broken from outside."""
 
     def __init__(self, promise: str, message: str) -> None:
@@ -11,13 +11,13 @@ class Violation(AssertionError):
         self.promise = promise
 
 
-class SimulatedFault(AssertionError):
+class ContractError(AssertionError):
     """The engine's fault: it broke the contract of a model part (DESIGN.md, section 4)."""
 
 
-class HostDied(Exception):
+class HostDeathError(Exception):
     """The simulation's own doing: the host whose code runs has just died."""
 
 
-class StoreFailure(Exception):
+class StoreError(Exception):
     """The simulation's own doing: a store refuses what it is told to write."""

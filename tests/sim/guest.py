@@ -131,9 +131,8 @@ class Guest:
     def _step(self, turn: int) -> None:
         if turn != self._turn or self._waits:
             return
-        frozen_for = self.frozen_until() - self._world.now
-        if frozen_for > 0:
-            self._world.after(frozen_for, lambda: self._step(turn))
+        if self.frozen_until() > self._world.now:
+            self._world.at(self.frozen_until(), lambda: self._step(turn))
             return
         random = self._world.random
         self.steps += 1

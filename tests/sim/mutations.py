@@ -34,7 +34,8 @@ class ReleasesBeforeAcknowledgement(PrimaryCore):
     """Releases an epoch once it is captured, and not again when it is acknowledged."""
 
     def step(self, event: PrimaryEvent) -> list[PrimaryEffect]:
-        result = [effect for effect in super().step(event) if not isinstance(effect, do.Release)]
+        result: list[PrimaryEffect] = []
+        result += [effect for effect in super().step(event) if not isinstance(effect, do.Release)]
         if isinstance(event, on.Captured) and event.epoch in self.unreleased:
             result.append(do.Release(event.epoch))
         return result
@@ -95,16 +96,6 @@ class EndsInAHurry(PrimaryCore):
         if self._final is not None:
             return self._give_way(do.ExitStatus.FAILED, "stopped before its last output could be released")
         return super()._end(now, final)
-
-
-class AsksTwice(PrimaryCore):
-    """Loses its link while the witness is asked already, and asks again."""
-
-    def _lost(self, now: float) -> list[PrimaryEffect]:
-        if self._linked and self.phase in (Phase.CONTENDING, Phase.OPENING):
-            self._linked = False
-            return [do.AcquireWitness(self.generation)]
-        return super()._lost(now)
 
 
 class AcknowledgesBeforeComplete(BackupCore):
@@ -225,7 +216,8 @@ MUTATIONS = {
     "lose a part": _caught(Parts(backup_driver=LosesPart), "P2", "P7"),
     "ignore the witness's refusal": _caught(Parts(primary_core=IgnoresRefusal), "P3"),
     "greet without a new generation": _caught(Parts(primary_core=GreetsWithOldGeneration), "P1", "P3"),
-    "break into a checkpoint": _caught(Parts(primary_core=DefersNothing), "contract", "engine", "P3", "P5", "P7"),
+    "break into a checkpoint": _caught(
+        Parts(primary_core=DefersNothing), "contract", "engine", "P3", "P5", "P7"
+    ),
     "end in a hurry": _caught(Parts(primary_core=EndsInAHurry), "liveness"),
-    "ask twice": _caught(Parts(primary_core=AsksTwice), "engine", "P3", "liveness"),
 }

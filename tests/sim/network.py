@@ -127,7 +127,7 @@ class End:
         self.last_sent = world.now
         peer = self.peer
         peer._arrives = max(peer._arrives, world.now + latency * (0.5 + world.random.random()))
-        world.after(peer._arrives - world.now, lambda: peer._arrive(frame))
+        world.at(peer._arrives, lambda: peer._arrive(frame))
 
     def _arrive(self, frame: Frame) -> None:
         if not self.open or not self.host.alive:
@@ -136,9 +136,8 @@ class End:
             self._stuck.append(frame)
             return
         world = self._network.world
-        frozen_for = self.host.frozen_until - world.now
-        if frozen_for > 0:
-            world.after(frozen_for, lambda: self._arrive(frame))
+        if self.host.frozen_until > world.now:
+            world.at(self.host.frozen_until, lambda: self._arrive(frame))
             return
         self.last_heard = world.now
         if frame.kind == "end":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -42,7 +42,7 @@ WEIGHTS = {
     Kind.CUT: 5,
     Kind.CUT_ONE_WAY: 5,
     Kind.PARTITION: 3,
-    Kind.RESET: 5,
+    Kind.RESET: 7,
     Kind.WITNESS_AWAY: 4,
     Kind.ANSWER_LOST: 3,
     Kind.STORE_FAILS: 2,
@@ -57,10 +57,13 @@ WEIGHTS = {
     Kind.JOIN: 4,
 }
 
+ENDINGS = (Kind.STOP_PRIMARY, Kind.POWER_OFF, Kind.RESET, Kind.CUT)  # ends that overtake each other
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`at_s` into the run; `duration_s` for what passes; `host`, `step`, `count` where the kind has them."""
+    """`at_s` into the run, or after its anchor if `anchored`; `duration_s` for what passes; `host`,
+    `step`, `count` where the kind has them."""
 
     at_s: float
     kind: Kind
@@ -68,6 +71,29 @@ class Fault:
     host: str = ""
     step: str = ""
     count: int = 0
+    anchored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The `count`-th time that `host` performs an effect of this name: where anchored faults begin."""
+
+    host: str
+    effect: str
+    count: int
+
+
+ANCHORS = (
+    ("alpha", ("AcquireWitness", "Greet", "StartSync", "Checkpoint", "SendEpoch", "Release", "SealStalled")),
+    ("alpha", ("OpenOutput", "PauseGuest", "ResumeGuest", "EndSession", "DestroyGuest")),
+    ("beta", ("Acknowledge", "Apply", "AcquireWitness", "Activate", "EndSession", "ApplySync")),
+)
+SECOND_SESSION = (
+    Anchor("alpha", "Greet", 2),
+    Anchor("alpha", "StartSync", 2),
+    Anchor("alpha", "StartSync", 2),
+    Anchor("alpha", "SealStalled", 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +116,39 @@ class Options:
     redial_s: float
     stutter: float
     limit_items: int
+    anchor: Anchor
     faults: tuple[Fault, ...]
 
 
 def draw(random: Random) -> Options:
-    """Options of one run. Most runs have one to three faults, some none, and in many they come close
-    together, since a protocol is weakest while it answers the fault before."""
+    """Options of one run. Most runs have one to three faults, some none. In many they come close
+    together or right after a certain effect: a protocol is weakest while it answers something else."""
     duration_s = random.uniform(0.15, 0.5)
     count = random.choice((0, 1, 1, 2, 2, 3, 4))
-    kinds = random.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
+    if random.random() < 0.25:
+        kinds = random.choices(ENDINGS, k=max(2, count))
+    else:
+        kinds = random.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
     slow = random.random() < 0.2
-    burst_s = random.choice((0.0, 0.0, 0.005, 0.05))
-    burst_at_s = random.uniform(0.02, duration_s)
-
-    def when() -> float:
-        if burst_s:
-            return burst_at_s + random.uniform(0, burst_s)
-        return random.uniform(0.0, duration_s)
-
+    faults: list[Fault] = []
+    if random.random() < 0.25:
+        # The second session of a primary is where the most has happened before; chance seldom gets there.
+        anchor = random.choice(SECOND_SESSION)
+        anchored = 0.9
+        at_s = random.uniform(0.05, 0.1)
+        faults += [Fault(at_s, Kind.CRASH_SECONDARY), Fault(at_s + 0.01, Kind.JOIN)]
+        duration_s = max(duration_s, 0.35)
+    else:
+        host, effects = random.choice(ANCHORS)
+        anchor = Anchor(host, random.choice(effects), random.choice((1, 1, 2, 3)))
+        anchored = random.choice((0.0, 0.4, 0.8))
+    burst_s = random.choice((0.002, 0.02))
+    for kind in kinds:
+        if random.random() < anchored:
+            at_s = random.uniform(0, burst_s)
+            faults.append(replace(_fault(random, kind, at_s), anchored=True))
+        else:
+            faults.append(_fault(random, kind, random.uniform(0, duration_s)))
     return Options(
         stalls=random.random() < 0.45,
         window=random.randint(1, 3),
@@ -125,7 +166,8 @@ def draw(random: Random) -> Options:
         redial_s=random.uniform(0.01, 0.04),
         stutter=random.choice((0.0, 0.05, 0.3)),
         limit_items=random.choice((4, 8, 20, 100)),
-        faults=tuple(sorted((_fault(random, kind, when()) for kind in kinds), key=lambda f: f.at_s)),
+        anchor=anchor,
+        faults=tuple(faults),
     )
 
 

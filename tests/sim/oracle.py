@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from .faults import Violation
+from .faults import ViolationError
 
 OVERSHOOT_ITEMS = 24  # what a guest can emit between `prepare` and the end of its pause
 
@@ -44,7 +44,7 @@ class Copy:
 
 
 class Oracle:
-    """One per run. Raises `Violation` at the first promise broken."""
+    """One per run. Raises `ViolationError` at the first promise broken."""
 
     def __init__(self) -> None:
         self._tokens = itertools.count(1)
@@ -90,7 +90,7 @@ class Oracle:
         waiting = self._unacknowledged.setdefault(session, set())
         waiting.add(epoch)
         if len(waiting) > window:
-            raise Violation("P6", f"{len(waiting)} epochs are unacknowledged, the window is {window}")
+            raise ViolationError("P6", f"{len(waiting)} epochs are unacknowledged, the window is {window}")
 
     def acknowledgement_received(self, session: int, epoch: int) -> None:
         self._unacknowledged.get(session, set()).discard(epoch)
@@ -104,7 +104,7 @@ class Oracle:
 
     def staged(self, host: str, epochs: int, limit: int) -> None:
         if epochs > limit:
-            raise Violation("P6", f"{host} stages {epochs} epochs, the limit is {limit}")
+            raise ViolationError("P6", f"{host} stages {epochs} epochs, the limit is {limit}")
 
     def acknowledged(self, session: int, epoch: int) -> None:
         primary, secondary, generation = self._session[session]
@@ -112,7 +112,9 @@ class Oracle:
         parts = self._sent.get((session, epoch), 0)
         arrived = self._arrived.get((session, epoch), set())
         if not parts or len(arrived) != parts:
-            raise Violation("P2", f"{secondary} acknowledged epoch {epoch} with {len(arrived)} of {parts} parts")
+            raise ViolationError(
+                "P2", f"{secondary} acknowledged epoch {epoch} with {len(arrived)} of {parts} parts"
+            )
         copy = Copy(secondary, session, generation, epoch, self._captured[session, epoch])
         self.copies[secondary] = copy
         if not self.counts(copy):
@@ -127,7 +129,7 @@ class Oracle:
         secondary = self._session[session][1]
         copy = self.copies.get(secondary)
         if copy is None or copy.session != session or epoch > copy.epoch:
-            raise Violation("P2", f"{secondary} applied epoch {epoch} without having acknowledged it")
+            raise ViolationError("P2", f"{secondary} applied epoch {epoch} without having acknowledged it")
         snapshot = self._captured[session, epoch]
         self._same(secondary, f"epoch {epoch} as applied", snapshot, pages, blocks)
 
@@ -137,14 +139,14 @@ class Oracle:
         """The standby's guest is about to run as `incarnation`: it must be the last acknowledged epoch."""
         copy = self.copies.get(host)
         if copy is None:
-            raise Violation("P2", f"{host} was activated without having acknowledged any epoch")
+            raise ViolationError("P2", f"{host} was activated without having acknowledged any epoch")
         what = f"the state activated for epoch {copy.epoch}"
         self._same(host, what, copy.snapshot, pages, blocks)
         if devices != copy.snapshot.devices:
-            raise Violation("P2", f"{what} on {host} has the device state of another epoch")
+            raise ViolationError("P2", f"{what} on {host} has the device state of another epoch")
         lost = self.client_got - copy.snapshot.answered
         if lost:
-            raise Violation("P7", f"{what} on {host} has forgotten the answered requests {sorted(lost)}")
+            raise ViolationError("P7", f"{what} on {host} has forgotten the answered requests {sorted(lost)}")
         self._incarnations[incarnation] = (copy.snapshot.frames, copy.snapshot)
         self._left[host, "frame"] = (incarnation, copy.snapshot.frames)
         self._left[host, "write"] = (incarnation, copy.snapshot.writes)
@@ -154,10 +156,10 @@ class Oracle:
     def left(self, host: str, sort: str, incarnation: int, number: int, reply_to: int) -> None:
         """A frame left `host`, or a write of its guest reached its disk."""
         if host in self.gone:
-            raise Violation("P4", f"{sort} {number} left {host} after its end")
+            raise ViolationError("P4", f"{sort} {number} left {host} after its end")
         before, last = self._left.get((host, sort), (incarnation, 0))
         if incarnation != before or number != last + 1:
-            raise Violation("P5", f"{sort} {number} left {host} after {sort} {last}")
+            raise ViolationError("P5", f"{sort} {number} left {host} after {sort} {last}")
         self._left[host, sort] = (incarnation, number)
         for copy in self.copies.values():
             if copy.host != host and self.counts(copy):
@@ -169,10 +171,12 @@ class Oracle:
 
     def opened(self, host: str, buffer: str) -> None:
         if self.holder != host:
-            raise Violation("P3", f"{host} opens {buffer} although the witness names {self.holder or 'nobody'}")
+            raise ViolationError(
+                "P3", f"{host} opens {buffer} although the witness names {self.holder or 'nobody'}"
+            )
         for copy in self.copies.values():
             if copy.host != host and self.counts(copy):
-                raise Violation("P3", f"{host} opens {buffer} although {copy.host} could be activated")
+                raise ViolationError("P3", f"{host} opens {buffer} although {copy.host} could be activated")
         self.outlets.setdefault(host, set()).add(buffer)
         self._one_active_side()
 
@@ -188,7 +192,7 @@ class Oracle:
 
     def held(self, buffer: str, items: int, limit_items: int) -> None:
         if items > limit_items + OVERSHOOT_ITEMS:
-            raise Violation("P6", f"{buffer} holds {items} outputs, its limit is {limit_items}")
+            raise ViolationError("P6", f"{buffer} holds {items} outputs, its limit is {limit_items}")
 
     # --- facts about hosts ------------------------------------------------------------------------
 
@@ -212,24 +216,28 @@ class Oracle:
         for sort, emitted in (("frame", last.frames), ("write", last.writes)):
             number = self._left.get((host, sort), (0, 0))[1]
             if number != emitted:
-                raise Violation("P6", f"{host} ended in order, but only {number} of {emitted} {sort}s left it")
+                raise ViolationError(
+                    "P6", f"{host} ended in order, but only {number} of {emitted} {sort}s left it"
+                )
         if tuple(blocks) != last.blocks:
-            raise Violation("P7", f"{host} ended in order with a disk that is not its guest's")
+            raise ViolationError("P7", f"{host} ended in order with a disk that is not its guest's")
 
     def survivor(self, host: str, last: Snapshot, seen: list[int]) -> None:
         """The side that runs when all is over, its disk as its guest sees it."""
         if tuple(seen) != last.blocks:
-            raise Violation("P7", f"the disk of {host} is not what its guest wrote")
+            raise ViolationError("P7", f"the disk of {host} is not what its guest wrote")
         lost = self.client_got - last.answered
         if lost:
-            raise Violation("P7", f"the guest on {host} has forgotten the answered requests {sorted(lost)}")
+            raise ViolationError(
+                "P7", f"the guest on {host} has forgotten the answered requests {sorted(lost)}"
+            )
 
     # --- checks -----------------------------------------------------------------------------------
 
     def _may_have_left(self, copy: Copy, host: str, sort: str, incarnation: int, number: int) -> None:
         safe = copy.snapshot.frames if sort == "frame" else copy.snapshot.writes
         if incarnation == copy.snapshot.incarnation and number > safe:
-            raise Violation(
+            raise ViolationError(
                 "P1",
                 f"{sort} {number} left {host}, but {copy.host} could go on from epoch {copy.epoch}, "
                 f"which ends with {sort} {safe}",
@@ -238,18 +246,20 @@ class Oracle:
     def _one_active_side(self) -> None:
         active = sorted(host for host in self.running if self.outlets.get(host))
         if len(active) > 1:
-            raise Violation("P3", f"{' and '.join(active)} both run with open output")
+            raise ViolationError("P3", f"{' and '.join(active)} both run with open output")
 
     def _same(self, host: str, what: str, truth: Snapshot, pages: list[int], blocks: list[int]) -> None:
         if tuple(pages) != truth.pages:
             wrong = [n for n, (seen, true) in enumerate(zip(pages, truth.pages, strict=True)) if seen != true]
-            raise Violation("P2", f"{what} on {host} has the wrong memory in pages {wrong}")
+            raise ViolationError("P2", f"{what} on {host} has the wrong memory in pages {wrong}")
         if tuple(blocks) != truth.blocks:
-            wrong = [n for n, (seen, true) in enumerate(zip(blocks, truth.blocks, strict=True)) if seen != true]
-            raise Violation("P7", f"{what} on {host} has the wrong disk in blocks {wrong}")
+            wrong = [
+                n for n, (seen, true) in enumerate(zip(blocks, truth.blocks, strict=True)) if seen != true
+            ]
+            raise ViolationError("P7", f"{what} on {host} has the wrong disk in blocks {wrong}")
 
     def _in_order(self, what: str, where: object, epoch: int, *, gaps: bool = False) -> None:
         last = self._last.get((what, where))
         if last is not None and (epoch <= last if gaps else epoch != last + 1):
-            raise Violation("P5", f"epoch {epoch} was {what} after epoch {last}")
+            raise ViolationError("P5", f"epoch {epoch} was {what} after epoch {last}")
         self._last[what, where] = epoch

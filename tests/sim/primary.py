@@ -10,11 +10,11 @@ from remuslike.engine import events as on
 from remuslike.engine.primary import PrimaryCore
 
 from .buffers import Buffer, Disk, Level, Output
-from .faults import SimulatedFault, StoreFailure
+from .faults import ContractError, StoreError
 from .guest import BLOCK_COUNT, FRESH, PAGE_COUNT, Devices, Guest
 from .network import End, Frame
-from .oracle import Snapshot
 from .options import Options
+from .oracle import Snapshot
 from .process import Effect, Event, Process
 from .world import Steps, Task
 
@@ -166,7 +166,7 @@ class PrimaryDriver:
             case do.Finish():
                 self._finish(effect)
             case _:
-                raise SimulatedFault(f"the primary's driver doesn't know {effect}")
+                raise ContractError(f"the primary's driver doesn't know {effect}")
 
     def _pause(self) -> None:
         for buffer in self.buffers:
@@ -196,16 +196,25 @@ class PrimaryDriver:
         for buffer in self.buffers:
             buffer.prepare()
         yield random.uniform(0, 0.002)
+        if self._guest_is_gone():
+            return  # its death is on the way to the core
         self.guest.pause()
         hook("checkpoint.paused")
         yield random.uniform(0, 0.001)
+        if self._guest_is_gone():
+            return
         self.close_epoch(effect)
         hook("checkpoint.sealed")
         yield random.uniform(0, self.options.capture_s)
+        if self._guest_is_gone():
+            return
         self.capture(effect, self._blocks(effect))
         hook("checkpoint.captured")
         self.process.post(on.Captured(self.world.now, effect.epoch))
         hook("checkpoint.resumed")
+
+    def _guest_is_gone(self) -> bool:
+        return not self.guest.alive
 
     def close_epoch(self, effect: do.Checkpoint) -> None:
         for buffer in self.buffers:
@@ -224,7 +233,7 @@ class PrimaryDriver:
 
     def capture(self, effect: do.Checkpoint, blocks: tuple[tuple[int, int], ...]) -> None:
         if not self.guest.paused:
-            raise SimulatedFault(f"the guest runs inside the checkpoint of epoch {effect.epoch}")
+            raise ContractError(f"the guest runs inside the checkpoint of epoch {effect.epoch}")
         assert self.session_end is not None, "a checkpoint needs a session"
         guest, epoch = self.guest, effect.epoch
         pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
@@ -270,7 +279,9 @@ class PrimaryDriver:
             view = self.disk.seen_through(self.buffers[1])
             pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
             guest.dirty.clear()
-            end.send(Frame("sync", body=Part(0, pages, tuple((block, view[block]) for block in sorted(blocks)))))
+            end.send(
+                Frame("sync", body=Part(0, pages, tuple((block, view[block]) for block in sorted(blocks))))
+            )
             yield random.uniform(0, self.options.synchronise_s)
             if not end.open or end is not self.session_end:
                 return
@@ -302,7 +313,7 @@ class PrimaryDriver:
                     for buffer in buffers:
                         yield from buffer.open()
                     self.process.post(on.OutputOpened(self.world.now))
-        except StoreFailure as failure:
+        except StoreError as failure:
             self._outgoing.clear()
             self.process.post(on.OutputFailed(self.world.now, str(failure)))
         self._output_task = None

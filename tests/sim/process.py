@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 
-from .faults import HostDied
+from .faults import HostDeathError
 from .network import End, Frame, Network, Witness
 from .oracle import Oracle
 from .world import Steps, World
@@ -59,6 +59,9 @@ class Process:
         self.kill_step: str | None = None
         self.kill_countdown = 0
         self.kill_after_effects = 0
+        self.watched_effect: str | None = None
+        self.watch_countdown = 0
+        self.on_watched: Callable[[], None] = lambda: None
         self._witness = witness
         self._detect_s = detect_s
         self._stutter = stutter
@@ -80,9 +83,8 @@ class Process:
         self._busy = True
         random = self.world.random
         while self.alive and (self._effects or self._mailbox):
-            frozen_for = self.frozen_until - self.world.now
-            if frozen_for > 0:
-                self.world.after(frozen_for, self._pump)
+            if self.frozen_until > self.world.now:
+                self.world.at(self.frozen_until, self._pump)
                 return
             if not self._effects:
                 event, body = self._mailbox.popleft()
@@ -94,7 +96,12 @@ class Process:
                 continue
             effect = self._effects.popleft()
             self.world.log(self.name, f"    {effect}" if self.world.tracing else effect)
+            self.world.performed[type(effect).__name__] += 1
             self.perform(effect)
+            if self.watched_effect == type(effect).__name__:
+                self.watch_countdown -= 1
+                if self.watch_countdown == 0:
+                    self.on_watched()
             if self.kill_after_effects:
                 self.kill_after_effects -= 1
                 if not self.kill_after_effects:
@@ -111,14 +118,13 @@ class Process:
         late = self.world.random.random() * 0.001
         self._alarm = max(due, self.world.now) + late
         alarm = self._alarm
-        self.world.after(alarm - self.world.now, lambda: self._ring(alarm))
+        self.world.at(alarm, lambda: self._ring(alarm))
 
     def _ring(self, alarm: float) -> None:
         if alarm != self._alarm or not self.alive:
             return
-        frozen_for = self.frozen_until - self.world.now
-        if frozen_for > 0:
-            self.world.after(frozen_for, lambda: self._ring(alarm))
+        if self.frozen_until > self.world.now:
+            self.world.at(self.frozen_until, lambda: self._ring(alarm))
             return
         self._alarm = math.inf
         heard = self.link.last_heard if self.link is not None else self._last_heard
@@ -140,9 +146,8 @@ class Process:
             yield interval
 
     def _expect_hands(self, end: End) -> None:
-        frozen_for = self.frozen_until - self.world.now
-        if frozen_for > 0:
-            self.world.after(frozen_for, lambda: self._expect_hands(end))
+        if self.frozen_until > self.world.now:
+            self.world.at(self.frozen_until, lambda: self._expect_hands(end))
         elif self.link is end and not self.shaken_hands:
             self.end_session(do.EndSession("the handshake took too long"))
             self.post(on.LinkLost(self.world.now, "the handshake took too long"))
@@ -192,7 +197,7 @@ class Process:
             self.kill_countdown -= 1
             if self.kill_countdown <= 0:
                 self.die(self.world.random.random() < 0.5)
-                raise HostDied
+                raise HostDeathError
 
     def die(self, with_host: bool) -> None:
         """SIGKILL, of the process alone (its kernel closes the link) or with its whole host."""

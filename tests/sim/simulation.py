@@ -7,8 +7,10 @@ client, and be protected, within a bound.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore, BackupSettings
@@ -16,7 +18,7 @@ from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
 
 from .backup import BackupDriver
-from .faults import HostDied, Violation
+from .faults import ContractError, ViolationError
 from .network import Network, Witness
 from .options import Fault, Kind, Options, draw
 from .oracle import Oracle
@@ -89,11 +91,13 @@ class Simulation:
         )
 
     def run(self) -> None:
-        """Raises Violation, SimulatedFault or an assertion of the engine's."""
+        """Raises ViolationError, ContractError or an assertion of the engine's."""
         world, options = self.world, self.options
-        for fault in options.faults:
-            world.after(fault.at_s, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
         self._join()
+        anchored = self._driver(options.anchor.host).process
+        anchored.watched_effect, anchored.watch_countdown = options.anchor.effect, options.anchor.count
+        anchored.on_watched = lambda: self._schedule_faults(anchored=True)
+        self._schedule_faults(anchored=False)
         self.primary.process.post(on.Started(world.now, self.witness.generation, self.witness.holder))
         world.after(0.001, self._dial)
         world.after(0.01, self._ask)
@@ -146,12 +150,20 @@ class Simulation:
         self._requests += 1
         unanswered = set(range(max(1, self._requests - 40), self._requests + 1)) - self.oracle.client_got
         wanted = {self._requests, min(unanswered, default=self._requests)}
-        for host in (self.primary, *self.secondaries):
+        for host in self._hosts():
             if host.process.alive and host.guest is not None:
                 for number in sorted(wanted):
                     host.guest.request(number)
 
     # --- faults -----------------------------------------------------------------------------------
+
+    def _schedule_faults(self, *, anchored: bool) -> None:
+        for fault in self.options.faults:
+            if fault.anchored == anchored:
+                self.world.after(fault.at_s, partial(self._strike, fault))
+
+    def _hosts(self) -> list[PrimaryDriver | BackupDriver]:
+        return [self.primary, *self.secondaries]
 
     def _driver(self, name: str) -> PrimaryDriver | BackupDriver:
         return self.primary if name == "alpha" else self.secondaries[0]
@@ -254,7 +266,7 @@ class Simulation:
         self._heal()
         self.witness.reachable = True
         self.witness.answers_lost = 0
-        for host in (self.primary, *self.secondaries):
+        for host in self._hosts():
             host.process.kill_step = None
             host.process.kill_after_effects = 0
         self._join()
@@ -269,8 +281,8 @@ class Simulation:
             self.world.run_until(self.world.now + 0.05)
             complaint = self._complaint(before, captured_before)
         if complaint is not None:
-            raise Violation("liveness", complaint)
-        for host in (self.primary, *self.secondaries):
+            raise ViolationError("liveness", complaint)
+        for host in self._hosts():
             serving = host.process.alive and host.guest is not None and host.guest.alive
             if serving and self.oracle.holder == host.process.name:
                 seen = host.disk.seen_through(host.buffers[1])
@@ -279,21 +291,26 @@ class Simulation:
 
     def _complaint(self, before: dict[str, int], captured_before: int) -> str | None:
         """What is still missing; None: all is well, or there is a reason why not."""
-        everybody = [self.primary, *self.secondaries]
+        everybody = self._hosts()
         for host in everybody:
             name, finished = host.process.name, host.process.finished
             if name in self.record.stopped and host.process.alive:
                 return f"{name} was asked to stop and has not"
             if finished is not None and (reason := self._unreasonable(name, finished.status.name)):
-                raise Violation("liveness", reason)
-        serving = [name for name in self.oracle.progress if self.oracle.progress[name] > before.get(name, 0) + 3]
+                raise ViolationError("liveness", reason)
+        serving = [
+            name for name in self.oracle.progress if self.oracle.progress[name] > before.get(name, 0) + 3
+        ]
         if not serving:
             able = [host.process.name for host in everybody if self._could_serve(host)]
             return f"{' and '.join(able)} could serve, nobody does" if able else None
         if "alpha" in serving and self.primary.process.alive:
-            others = [s for s in self.secondaries if s.process.alive and s.process.name not in self.record.broken]
+            others = [
+                s for s in self.secondaries if s.process.alive and s.process.name not in self.record.broken
+            ]
             protected = any(
-                copy.epoch > captured_before and self.oracle.counts(copy) for copy in self.oracle.copies.values()
+                copy.epoch > captured_before and self.oracle.counts(copy)
+                for copy in self.oracle.copies.values()
             )
             if others and not protected:
                 return "the primary and a secondary live, and nothing is protected"
@@ -326,32 +343,33 @@ class Simulation:
         return None if reason else f"{name} ended with {status} for no reason"
 
 
-def simulate(seed: int, parts: Parts | None = None, *, tracing: bool = False) -> Failure | None:
-    """Run one seed to its end; None if every promise was kept."""
-    simulation = Simulation(seed, parts or Parts(), tracing=tracing)
-    try:
-        simulation.run()
-    except HostDied:
-        raise AssertionError("a death escaped from the event loop") from None
-    except AssertionError as problem:
-        return Failure(seed, problem, simulation.world.trace)
-    return Failure(seed, None, simulation.world.trace) if tracing else None
-
-
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What a seed ended with: `problem` is None if all was well (only with a trace)."""
+class Outcome:
+    """What a seed ended with: `problem` is None if every promise was kept. `performed`: how often each
+    effect was carried out, for judging what a range of seeds has tried at all."""
 
     seed: int
     problem: AssertionError | None
+    performed: Counter[str]
     trace: list[str]
 
     @property
     def promise(self) -> str:
         """Which promise was broken: P1 to P7, liveness, contract, or engine (its own assertion)."""
-        if isinstance(self.problem, Violation):
+        if isinstance(self.problem, ViolationError):
             return self.problem.promise
-        return "contract" if type(self.problem).__name__ == "SimulatedFault" else "engine"
+        return "contract" if isinstance(self.problem, ContractError) else "engine"
 
     def __str__(self) -> str:
         return f"seed {self.seed}: {self.problem} (replay: python -m tests.sim --seed {self.seed} --trace)"
+
+
+def simulate(seed: int, parts: Parts | None = None, *, tracing: bool = False) -> Outcome:
+    """Run one seed to its end."""
+    simulation = Simulation(seed, parts or Parts(), tracing=tracing)
+    problem: AssertionError | None = None
+    try:
+        simulation.run()
+    except AssertionError as broken:
+        problem = broken
+    return Outcome(seed, problem, simulation.world.performed, simulation.world.trace)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Generator
 from random import Random
 from typing import Protocol
 
-from .faults import HostDied
+from .faults import HostDeathError
 
 Action = Callable[[], None]
 Steps = Generator[float, None, None]  # a task: yields how long it sleeps, in seconds
@@ -29,11 +30,15 @@ class World:
         self.now = 0.0
         self.tracing = tracing
         self.trace: list[str] = []
+        self.performed: Counter[str] = Counter()
         self._heap: list[tuple[float, int, Action]] = []
         self._ties = itertools.count()
 
+    def at(self, time: float, action: Action) -> None:
+        heapq.heappush(self._heap, (time, next(self._ties), action))
+
     def after(self, delay: float, action: Action) -> None:
-        heapq.heappush(self._heap, (self.now + delay, next(self._ties), action))
+        self.at(self.now + delay, action)
 
     def spawn(self, owner: Owner, steps: Steps) -> Task:
         """Run `steps` up to its first sleep now, and the rest as time passes."""
@@ -47,7 +52,7 @@ class World:
             self.now, _, action = heapq.heappop(heap)
             try:
                 action()
-            except HostDied:
+            except HostDeathError:
                 continue
         self.now = end
 
@@ -72,9 +77,8 @@ class Task:
     def advance(self) -> None:
         if self.cancelled or not self._owner.alive:
             return
-        frozen_for = self._owner.frozen_until - self._world.now
-        if frozen_for > 0:
-            self._world.after(frozen_for, self.advance)
+        if self._owner.frozen_until > self._world.now:
+            self._world.at(self._owner.frozen_until, self.advance)
             return
         try:
             delay = next(self._steps)
