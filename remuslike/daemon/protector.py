@@ -116,11 +116,16 @@ class Protector:
         self._stepping = True
         try:
             while self._events:
-                before = self._core.phase
+                before = self._core.phase, self._core.protected
                 for effect in self._core.step(self._events.popleft()):
                     self._perform(effect)
-                if self._core.phase is not before:
-                    _log.info("primary.phase", phase=self._core.phase.value, epoch=self._core.open_epoch)
+                if before != (self._core.phase, self._core.protected):
+                    _log.info(
+                        "primary.phase",
+                        phase=self._core.phase.value,
+                        protected=self._core.protected,
+                        epoch=self._core.open_epoch,
+                    )
         finally:
             self._stepping = False
         self._poke.set()
