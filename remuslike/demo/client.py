@@ -228,8 +228,13 @@ class Session:
             await trio.aclose_forcefully(connection.stream)
 
     async def _write_and_verify(self, load: Load) -> None:
-        for number in range(self._work.connections):
+
+        async def open_connection(number: int) -> None:
             load.connections.append(await connect(number, self._host, self._service_port))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(self._work.connections):
+                nursery.start_soon(open_connection, number)
         self._emit({"event": "connected", "connections": len(load.connections)})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, load)

@@ -7,9 +7,7 @@ from random import SystemRandom
 from typing import Any
 
 import click
-from rich.console import Console
 
-from remuslike.demo import run_demo
 from remuslike.demo.options import DEFAULTS, MACHINES, DemoOptions
 
 SEED_CEILING = 1_000_000  # short enough to be typed again
@@ -52,6 +50,11 @@ SEED_CEILING = 1_000_000  # short enough to be typed again
 @click.pass_context
 def demo_command(context: click.Context, /, seed: int | None, **options: Any) -> None:
     """Protect a guest, kill its host under load, and check that nothing acknowledged is lost."""
+    # Late, so that a daemon's command line doesn't wait for what only the demo needs.
+    from rich.console import Console
+
+    from remuslike.demo.runner import run_demo
+
     if seed is None:
         seed = SystemRandom().randrange(SEED_CEILING)
     context.exit(run_demo(DemoOptions(seed=seed, **options), Console()))
