@@ -11,9 +11,9 @@ Invariants, between events:
 - Output is released for an epoch only if the epoch has left `unacknowledged` (P1).
 - `exposed` is true while some secondary may hold a whole epoch under `generation`: then opening
   the output needs a new grant (P3).
-- A checkpoint in progress (`checkpoint`) defers every event that would end the session, the guest
-  or its output, so that a seal never meets an opening or discarded buffer. Only a guest that died
-  can't wait: then no `Captured` will come, and the driver has given the checkpoint up.
+- A checkpoint in progress (`checkpoint`) defers every event that would end the session or the
+  guest in order, so that a seal never meets an opening buffer. A dead guest or a failed output
+  can't wait for its `Captured`: with `DiscardOutput` the driver abandons the checkpoint.
 """
 
 from __future__ import annotations
@@ -134,10 +134,7 @@ class PrimaryCore:
     def _ends_something(event: PrimaryEvent) -> bool:
         if isinstance(event, on.GuestEnded):
             return event.end is GuestEnd.SHUTDOWN
-        return isinstance(event, on.LinkLost | on.PeerLeft | on.OutputFailed | on.StopRequested)
-
-    def _has_deferred(self, kind: type[PrimaryEvent]) -> bool:
-        return any(isinstance(event, kind) for event in self._deferred)
+        return isinstance(event, on.LinkLost | on.PeerLeft | on.StopRequested)
 
     def _dispatch(self, event: PrimaryEvent) -> list[PrimaryEffect]:
         match event:
@@ -204,9 +201,7 @@ class PrimaryCore:
         idle = self.phase in (Phase.SOLO, Phase.STALLED) and self._drain_to is None
         if not idle or self._final is not None or self._want is not None:
             return [do.EndSession("this primary is not ready for a secondary")]
-        if self.exposed:
-            return self._ask(_Want.GREET)
-        return [do.Greet(self.generation)]
+        return self._ask(_Want.GREET) if self.exposed else [do.Greet(self.generation)]
 
     def _peer_ready(self, event: on.PeerReady) -> list[PrimaryEffect]:
         assert not self._linked, "one handshake per link: the session before this one has not ended"
@@ -241,7 +236,6 @@ class PrimaryCore:
         """Start a checkpoint if one is due and possible; stall the guest if one is overdue (P6)."""
         if self.checkpoint is not None:
             return []
-        full = self._pressure is Pressure.FULL
         if self.phase is Phase.PROTECTED and self._may_checkpoint():
             due = now >= self._policy.due_at(self._epoch_began) or self._pressure is not Pressure.NONE
             if due or self._final is not None:
@@ -249,7 +243,7 @@ class PrimaryCore:
                 if self._final is not None:
                     self._final_epoch = self.open_epoch
                 return self._start_checkpoint(base=False)
-        if full and self.holding and not self.paused:
+        if self._pressure is Pressure.FULL and self.holding and not self.paused:
             self.paused = True
             return [do.PauseGuest()]
         return []
@@ -278,7 +272,7 @@ class PrimaryCore:
             self.open_epoch = event.epoch + 1
         self.holding = True
         self.paused = True
-        rests = self._withheld or self._has_deferred(on.GuestEnded)
+        rests = self._withheld or any(isinstance(later, on.GuestEnded) for later in self._deferred)
         result: list[PrimaryEffect] = [] if rests else self._resume()
         result.append(do.SendEpoch(event.epoch))
         deferred, self._deferred = self._deferred, []
@@ -287,8 +281,8 @@ class PrimaryCore:
         return result
 
     def _acknowledged(self, event: on.Acknowledged) -> list[PrimaryEffect]:
-        if not self._linked or self._has_deferred(on.OutputFailed):
-            return []  # its session has just ended, or is about to
+        if not self._linked:
+            return []  # arrived in the same breath as the end of its session
         if not self.unacknowledged or event.epoch != self.unacknowledged[0]:
             expected = self.unacknowledged[0] if self.unacknowledged else "none"
             reason = f"the secondary acknowledged epoch {event.epoch}, expected {expected}"
@@ -347,15 +341,14 @@ class PrimaryCore:
     # --- losing the secondary -------------------------------------------------------------------
 
     def _tick(self, event: on.Tick) -> list[PrimaryEffect]:
-        result: list[PrimaryEffect] = []
         silent = self._linked and self._detector.silent(event.now, event.last_heard)
         if silent and self.checkpoint is None:
             reason = f"the secondary has been silent for {(event.now - event.last_heard) * 1e3:.0f} ms"
             return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason))]
         if self._retry_at is not None and event.now >= self._retry_at:
             self._retry_at = None
-            result.append(do.AcquireWitness(self.generation))
-        return [*result, *self._consider(event.now)]
+            return [do.AcquireWitness(self.generation), *self._consider(event.now)]
+        return self._consider(event.now)
 
     def _lost(self, now: float) -> list[PrimaryEffect]:
         if not self._linked:
@@ -401,8 +394,7 @@ class PrimaryCore:
         return [do.OpenOutput(self.generation)]
 
     def _refused(self, event: on.WitnessRefused) -> list[PrimaryEffect]:
-        self._want = None
-        self._retry_at = None
+        self._want = self._retry_at = None
         return self._fenced(event.holder, event.generation)
 
     def _fenced(self, holder: str, generation: int) -> list[PrimaryEffect]:

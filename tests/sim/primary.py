@@ -178,6 +178,7 @@ class PrimaryDriver:
             self._checkpoint_task.cancel()
 
     def _discard(self) -> None:
+        self._cancel_checkpoint()
         self._outgoing.clear()
         if self._output_task is not None:
             self._output_task.cancel()
