@@ -1,0 +1,1 @@
+"""Simple stand-ins that tests of several packages share."""
