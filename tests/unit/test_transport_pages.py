@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -19,7 +18,6 @@ from transport.pages import (
     PAGE_BYTES,
     Indices,
     PageEncoder,
-    PageKind,
     Pages,
     apply_pages,
     decode_pages_untrusted,
@@ -118,11 +116,26 @@ def test_zero_pages_are_flags_and_unchanged_ones_omitted() -> None:
     offered = np.concatenate([now, np.zeros((1, PAGE_BYTES), np.uint8)])
     (payload,) = encoder.encode_delta(_indices(0, 1, 2, 3, 4), offered)
     batch = decode_pages_untrusted(payload, 6)
-    assert batch.kind is PageKind.DELTA
-    assert batch.indices.tolist() == [2]
-    assert np.flatnonzero(batch.contents[0]).tolist() == [5]
+    assert batch.delta_indices.tolist() == [2]
+    assert np.flatnonzero(batch.deltas[0]).tolist() == [5]
+    assert batch.raw_indices.tolist() == []
     assert batch.zero_indices.tolist() == [0]
     assert len(payload) < 100
+
+
+@pytest.mark.parametrize(("changed_words", "goes_raw"), [(1, False), (192, False), (193, True), (512, True)])
+def test_page_that_changed_much_goes_as_it_is(changed_words: int, goes_raw: bool) -> None:
+    encoder = PageEncoder(3)
+    pages = _noise(5, 3)
+    encoder.encode_full(np.arange(3), pages)
+    standby = pages.copy()
+    pages[1, : changed_words * 8 : 8] ^= 1
+    (payload,) = encoder.encode_delta(_indices(1), pages[1:2])
+    batch = decode_pages_untrusted(payload, 3)
+    assert batch.raw_indices.tolist() == ([1] if goes_raw else [])
+    assert batch.delta_indices.tolist() == ([] if goes_raw else [1])
+    _receive([payload], standby)
+    assert np.array_equal(standby, pages)
 
 
 @pytest.mark.parametrize("position", [0, 7, 8, 4095])
@@ -191,26 +204,18 @@ def test_encoder_refuses_impossible_parameters(page_count: int, level: int) -> N
 
 def _payload(
     *,
-    kind: int = 0,
-    entries: Sequence[int] = (0, 2),
-    contents: npt.NDArray[np.uint8] | None = None,
-    page_count: int | None = None,
-    content_count: int | None = None,
+    deltas: Sequence[int] = (0,),
+    raw: Sequence[int] = (2,),
+    zero: Sequence[int] = (),
+    counts: tuple[int, int, int] | None = None,
     compressed: bytes | None = None,
 ) -> bytes:
-    """A payload made by hand, so that each part can be wrong alone."""
-    pages = _noise(9, 2) if contents is None else contents
-    body = pages.tobytes() + np.array(entries, "<u4").tobytes()
-    header = struct.pack(
-        "<III",
-        kind,
-        len(entries) if page_count is None else page_count,
-        len(pages) if content_count is None else content_count,
-    )
+    """A payload made by hand, so that each part can be wrong alone; its contents are two pages of noise."""
+    body = _noise(9, 2).tobytes() + np.array([*deltas, *raw, *zero], "<u4").tobytes()
+    header = struct.pack("<III", *(counts or (len(deltas), len(raw), len(zero))))
     return header + (zstandard.compress(body, 1) if compressed is None else compressed)
 
 
-_ZERO = 1 << 31
 _BOMB = zstandard.compress(bytes(256 * 1024 * 1024), 1)
 _UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(_noise(9, 2).tobytes() + bytes(8))
 _SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"skip"
@@ -225,10 +230,15 @@ def _lying_bomb() -> bytes:
 
 
 def test_handmade_payload_is_accepted() -> None:
-    batch = decode_pages_untrusted(_payload(entries=(0, 1 | _ZERO, 2)), 3)
-    assert batch.indices.tolist() == [0, 2]
-    assert batch.zero_indices.tolist() == [1]
-    assert np.array_equal(batch.contents, _noise(9, 2))
+    batch = decode_pages_untrusted(_payload(deltas=(1,), raw=(0,), zero=(2,)), 3)
+    assert batch.delta_indices.tolist() == [1]
+    assert batch.raw_indices.tolist() == [0]
+    assert batch.zero_indices.tolist() == [2]
+    assert np.array_equal(batch.deltas, _noise(9, 2)[:1])
+    assert np.array_equal(batch.raw, _noise(9, 2)[1:])
+
+
+_MANY = 2**32 - 1
 
 
 @pytest.mark.parametrize(
@@ -237,19 +247,22 @@ def test_handmade_payload_is_accepted() -> None:
         (b"", "of 0 bytes"),
         (_payload()[:11], "of 11 bytes"),
         (_payload()[:12], "zstd"),
-        (_payload(kind=2), "kind 2"),
-        (_payload(page_count=0, content_count=0), "page_count 0"),
-        (_payload(page_count=BATCH_PAGES + 1), f"page_count {BATCH_PAGES + 1}"),
-        (_payload(page_count=2**32 - 1, content_count=2**32 - 1), "page_count 4294967295"),
-        (_payload(content_count=3), "content_count 3"),
-        (_payload(content_count=1), "announces 8200 bytes: its counts require 4104"),
-        (_payload(entries=(2, 0)), "ascend"),
-        (_payload(entries=(2, 2)), "twice"),
-        (_payload(entries=(1, 2, 2 | _ZERO)), "twice"),
-        (_payload(entries=(0, 3)), "index 3: the guest has 3 pages"),
-        (_payload(entries=(0, _ZERO - 1)), "index 2147483647"),
-        (_payload(entries=(0, 2 | _ZERO)), "1 zero pages"),
-        (_payload(entries=(0, 1, 2)), "0 zero pages"),
+        (_payload(counts=(0, 0, 0)), "of 0 pages"),
+        (_payload(counts=(1, 1, BATCH_PAGES - 1)), f"of {BATCH_PAGES + 1} pages"),
+        (_payload(counts=(_MANY, _MANY, _MANY)), "of 12884901885 pages"),
+        (_payload(counts=(1, 2, 0)), "announces 8200 bytes: its counts require 12300"),
+        (_payload(counts=(1, 0, 0)), "announces 8200 bytes: its counts require 4100"),
+        (_payload(counts=(1, 0, 1)), "announces 8200 bytes: its counts require 4104"),
+        (_payload(deltas=(2, 0), raw=()), "ascend"),
+        (_payload(deltas=(2, 2), raw=()), "twice"),
+        (_payload(deltas=(), raw=(2, 1)), "ascend"),
+        (_payload(zero=(1, 1)), "twice"),
+        (_payload(deltas=(1,), raw=(1,)), "twice"),
+        (_payload(zero=(2,)), "twice"),
+        (_payload(zero=(0,)), "twice"),
+        (_payload(raw=(3,)), "index 3: the guest has 3 pages"),
+        (_payload(deltas=(_MANY,)), f"index {_MANY}"),
+        (_payload(zero=(3,)), "index 3: the guest has 3 pages"),
         (_payload(compressed=_BOMB), "announces 268435456 bytes"),
         (_payload(compressed=_lying_bomb()), "can't decompress"),
         (_payload(compressed=_UNSIZED), "announces -1 bytes"),
