@@ -291,7 +291,7 @@ async def open_disk_over_memory(*, depth: int = 2, limit_items: int = 1 << 14) -
 async def open_disk_over_file(*, depth: int = 2, limit_items: int = 1 << 14) -> AsyncIterator[Subject]:
     with tempfile.TemporaryDirectory() as directory:
         image = Path(directory, "image")
-        image.touch()
+        os.mknod(image)
         os.truncate(image, _BLOCKS * _BLOCK_BYTES)
         store = FileStore.open(image)
         try:
