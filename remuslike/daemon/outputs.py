@@ -16,6 +16,9 @@ from remuslike.engine.events import Pressure
 
 _log = structlog.get_logger(__name__)
 
+# Without any buffer nothing is held; the window alone bounds the epochs on their way.
+_DEPTH_OF_NOTHING = 1 << 30
+
 _RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
 
 
@@ -25,7 +28,13 @@ class Outputs:
     def __init__(self, networks: list[TapHold], disks: list[DiskBuffer]) -> None:
         self.networks = networks
         self.disks = disks
-        self._all: list[TapHold | DiskBuffer] = [*networks, *disks]
+        # The shallowest first: all go in step, so if any must refuse a seal it does before one has sealed.
+        self._all: list[TapHold | DiskBuffer] = sorted([*networks, *disks], key=lambda buffer: buffer.depth)
+
+    @property
+    def depth(self) -> int:
+        """Sealed epochs that all of them can hold."""
+        return self._all[0].depth if self._all else _DEPTH_OF_NOTHING
 
     @property
     def pressure(self) -> Pressure:
