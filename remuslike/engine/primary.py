@@ -418,13 +418,8 @@ class PrimaryCore:
     def _give_way(self, status: ExitStatus, reason: str) -> list[PrimaryEffect]:
         """This host can't go on; a secondary that has a base may, at once."""
         self.phase = Phase.ENDED
-        farewell = Farewell.TAKE_OVER if self._linked else None
-        return [
-            do.DiscardOutput(),
-            do.DestroyGuest(reason),
-            do.EndSession(reason, farewell),
-            Finish(status, reason),
-        ]
+        leave = do.EndSession(reason, Farewell.TAKE_OVER if self._linked else None)
+        return [do.DiscardOutput(), do.DestroyGuest(reason), leave, Finish(status, reason)]
 
     def _stop(self, now: float) -> list[PrimaryEffect]:
         if self._stop_asked:
