@@ -40,17 +40,12 @@ class Host:
         return [tap.fileno() for tap in self.taps]
 
 
-def buffer_depth(settings: Settings) -> int:
-    """How many sealed epochs every buffer can hold."""
-    return settings.epoch.window + _EXTRA_DEPTH
-
-
 @asynccontextmanager
 async def open_host(settings: Settings) -> AsyncIterator[Host]:
     """Set up, run the holds and NBD servers for as long as the body runs, and take down in the order that
     lets nothing out: holds are closed (which discards) before the taps."""
     guest = settings.guest
-    depth = buffer_depth(settings)
+    depth = settings.epoch.window + _EXTRA_DEPTH
     with ExitStack() as stack:
         stack.enter_context(_run_directory(settings.run_directory))
         stores = [_open_store(stack, disk.path) for disk in guest.disks if not disk.read_only]

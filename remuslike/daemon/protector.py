@@ -21,7 +21,6 @@ from netbuf.errors import NetbufError
 from remuslike.config import Settings
 from remuslike.daemon.connector import Connector
 from remuslike.daemon.control import integer_argument
-from remuslike.daemon.host import buffer_depth
 from remuslike.daemon.outputs import Outputs
 from remuslike.daemon.primary_session import PendingEpoch, PrimarySession
 from remuslike.daemon.samples import Sample, Samples
@@ -66,7 +65,7 @@ class Protector:
                 on_loss=OnLoss(settings.on_secondary_loss),
                 detect_s=settings.link.detect_ms / 1e3,
                 window=settings.epoch.window,
-                depth=buffer_depth(settings),
+                depth=outputs.depth,
             ),
             EpochPolicy(settings.epoch.epoch_ms / 1e3),
         )
