@@ -55,6 +55,7 @@ def encode_digests(disk: int, first: int, digests: bytes) -> list[bytes]:
 
 
 def decode_digests_untrusted(payload: memoryview, disk_count: int) -> Chunk:
+    """The inverse of `encode_digests`."""
     if len(payload) < _CHUNK.size:
         raise PayloadError(f"a disk chunk of {len(payload)} bytes has no whole header of {_CHUNK.size}")
     disk, index = _CHUNK.unpack_from(payload)
@@ -105,6 +106,7 @@ def encode_parts(count: int) -> bytes:
 
 
 def decode_parts_untrusted(payload: memoryview) -> int:
+    """The inverse of `encode_parts`."""
     if len(payload) != _PARTS.size:
         raise PayloadError(f"the end of an epoch has {len(payload)} bytes, expected {_PARTS.size}")
     count: int = _PARTS.unpack(payload)[0]

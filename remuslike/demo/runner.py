@@ -23,7 +23,7 @@ from remuslike.demo.report import Result, Summary
 from remuslike.demo.scenario import Scenario
 from remuslike.demo.view import View
 from remuslike.errors import expected_errors
-from remuslike.image import build_image, kernel_command_line, probe_accelerator
+from remuslike.image import build_image, host_tsc_khz, kernel_command_line, probe_accelerator
 
 STATUS_KEPT, STATUS_BROKEN, STATUS_ERROR = 0, 1, 2
 
@@ -94,7 +94,10 @@ def _guest(options: DemoOptions, view: View) -> GuestFiles:
         image = build_image(options.cache_directory, progress=view.say)
         accelerator = options.accelerator or probe_accelerator(image, options.cache_directory)
     append = kernel_command_line(
-        addresses=[f"{GUEST_ADDRESS}/{PREFIX_LENGTH_LAN}"], data_disk=DATA_DEVICE, service="redis"
+        addresses=[f"{GUEST_ADDRESS}/{PREFIX_LENGTH_LAN}"],
+        data_disk=DATA_DEVICE,
+        service="redis",
+        tsc_khz=host_tsc_khz(),
     )
     return GuestFiles(image.kernel, image.initrd, image.root, append, accelerator)
 

@@ -22,14 +22,17 @@ class Entry:
 
 
 def folder(path: str) -> Entry:
+    """A directory that everybody may read."""
     return Entry(path, stat.S_IFDIR | 0o755)
 
 
 def file(path: str, content: bytes, mode: int = 0o644) -> Entry:
+    """A regular file."""
     return Entry(path, stat.S_IFREG | mode, content)
 
 
 def link(path: str, target: str) -> Entry:
+    """A symbolic link."""
     return Entry(path, stat.S_IFLNK | 0o777, target.encode())
 
 

@@ -45,6 +45,7 @@ class ModuleInformation:
 
 
 def is_elf(data: bytes) -> bool:
+    """Whether a file begins as an ELF file does (elf(5), e_ident)."""
     return data.startswith(_IDENT)
 
 
