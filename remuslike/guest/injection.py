@@ -22,8 +22,8 @@ from pathlib import Path
 from remuslike.errors import MissingToolError
 
 # include/uapi/linux/ptrace.h, arch/x86/include/uapi/asm/ptrace-abi.h
-_PTRACE_SINGLESTEP, _PTRACE_GETREGS, _PTRACE_SETREGS = 9, 12, 13
-_PTRACE_DETACH, _PTRACE_SEIZE, _PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+_PTRACE_CONT, _PTRACE_SINGLESTEP, _PTRACE_GETREGS, _PTRACE_SETREGS, _PTRACE_DETACH = 7, 9, 12, 13, 17
+_PTRACE_SEIZE, _PTRACE_INTERRUPT, _PTRACE_GETSIGMASK, _PTRACE_SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 _PTRACE_EVENT_STOP = 128
 
 # arch/x86/entry/syscalls/syscall_64.tbl
@@ -61,9 +61,9 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 
-def _ptrace(request: int, pid: int, data: int = 0) -> None:
+def _ptrace(request: int, pid: int, data: int = 0, address: int = 0) -> None:
     ctypes.set_errno(0)
-    if _libc.ptrace(request, pid, 0, data) == -1 and (number := ctypes.get_errno()):
+    if _libc.ptrace(request, pid, address, data) == -1 and (number := ctypes.get_errno()):
         raise OSError(number, os.strerror(number), f"ptrace request {request:#x} on process {pid}")
 
 
@@ -88,14 +88,26 @@ def read_mappings(pid: int) -> list[Mapping]:
 
 
 class _Borrowed:
-    """A stopped thread of another process that makes system calls for us."""
+    """A stopped thread of another process that makes system calls for us.
+
+    Its signals are blocked meanwhile: one that is delivered would take the place of a call. They wait, and
+    reach it when its mask is given back.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._saved = _Registers()
+        self._mask = ctypes.c_uint64()
         _ptrace(_PTRACE_GETREGS, pid, ctypes.addressof(self._saved))
+        _ptrace(_PTRACE_GETSIGMASK, pid, ctypes.addressof(self._mask), ctypes.sizeof(self._mask))
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self._instruction = self._find_syscall_instruction()
+        try:
+            self._instruction = self._find_syscall_instruction()
+            everything = ctypes.c_uint64(_MASK)
+            _ptrace(_PTRACE_SETSIGMASK, pid, ctypes.addressof(everything), ctypes.sizeof(everything))
+        except BaseException:
+            os.close(self._memory)
+            raise
         self._scratch = (self._saved.rsp - _RED_ZONE_BYTES - _SCRATCH_BYTES) & ~0xF
 
     def _find_syscall_instruction(self) -> int:
@@ -132,8 +144,9 @@ class _Borrowed:
         return os.pread(self._memory, len(argument), self._scratch)
 
     def give_back(self) -> None:
-        _ptrace(_PTRACE_SETREGS, self._pid, ctypes.addressof(self._saved))
         os.close(self._memory)
+        _ptrace(_PTRACE_SETREGS, self._pid, ctypes.addressof(self._saved))
+        _ptrace(_PTRACE_SETSIGMASK, self._pid, ctypes.addressof(self._mask), ctypes.sizeof(self._mask))
 
 
 def _wait_stopped(pid: int) -> int:
@@ -147,20 +160,18 @@ def _wait_stopped(pid: int) -> int:
 def _borrow(pid: int) -> Iterator[_Borrowed]:
     """Seize the process's first thread, and leave it as it was found."""
     _ptrace(_PTRACE_SEIZE, pid)
-    signal_to_hand_on = 0
     try:
         _ptrace(_PTRACE_INTERRUPT, pid)
-        status = _wait_stopped(pid)
-        if status >> 16 != _PTRACE_EVENT_STOP:
-            # The stop is the delivery of a signal that came first; the process still gets it.
-            signal_to_hand_on = os.WSTOPSIG(status)
+        while (status := _wait_stopped(pid)) >> 16 != _PTRACE_EVENT_STOP:
+            # A signal's delivery came first; the process gets it, and then the interruption.
+            _ptrace(_PTRACE_CONT, pid, os.WSTOPSIG(status))
         borrowed = _Borrowed(pid)
         try:
             yield borrowed
         finally:
             borrowed.give_back()
     finally:
-        _ptrace(_PTRACE_DETACH, pid, signal_to_hand_on)
+        _ptrace(_PTRACE_DETACH, pid)
 
 
 def inject_write_protection(pid: int, start: int, length: int) -> int:
