@@ -97,7 +97,7 @@ class TestInjection:
         assert process.signals_seen() == 1
 
     def test_a_pending_signal_is_delivered_and_the_injection_succeeds(self, process: WritingProcess) -> None:
-        """On one processor, which we don't give away before we wait for the stop, the signal is pending then."""
+        """On one processor, which we keep until we wait for the stop, the signal is pending then."""
         with one_real_time_processor(process.pid):
             process.send_signal(signal.SIGUSR1)
             number = inject_write_protection(process.pid, process.start, process.length)
