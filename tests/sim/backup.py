@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore
+from remuslike.engine.backup import BackupCore, BackupPhase
 
 from .buffers import Buffer, Disk, Output
 from .faults import ContractError
@@ -12,7 +14,7 @@ from .guest import BLOCK_COUNT, PAGE_COUNT, Devices, Guest
 from .network import End, Frame
 from .options import Options
 from .oracle import Snapshot
-from .primary import Part
+from .primary import Part, PrimaryDriver
 from .process import Effect, Event, Process
 from .world import Steps
 
@@ -40,6 +42,9 @@ class BackupDriver:
         self.session = 0
         self._greeted = (0, 0)  # session and generation of the last handshake, accepted or not
         self._left_session = 0
+        self._primary = ""
+        self.adopt: Callable[[BackupDriver], PrimaryDriver]
+        self.adopted: PrimaryDriver | None = None  # drives the guest on, once this side has taken over
         self._arrived: Part | None = None
         process.core = core
         process.perform = self.perform
@@ -96,6 +101,7 @@ class BackupDriver:
             case on.PeerReady():
                 assert isinstance(body, End)
                 self._greeted = (body.session, event.generation)
+                self._primary = body.peer.host.name
             case on.SyncPart():
                 assert isinstance(body, Part)
                 self._arrived = body
@@ -109,7 +115,9 @@ class BackupDriver:
                 self.oracle.staged(self.process.name, len(self.staged), 2 * self.options.backup_window)
 
     def stop_qemu(self) -> None:
-        if self.process.alive:
+        if self.adopted is not None:
+            self.adopted.qemu_dies()
+        elif self.process.alive:
             self._destroy()
             self.process.post(on.GuestEnded(self.world.now, on.GuestEnd.DIED, "QEMU died"))
 
@@ -171,7 +179,7 @@ class BackupDriver:
         session, generation = self._greeted
         if session != self.session:
             self.session = session
-            self.oracle.session_began(session, "alpha", self.process.name, generation)
+            self.oracle.session_began(session, self._primary, self.process.name, generation)
 
     def _write(self, part: Part) -> None:
         for page, token in part.pages.items():
@@ -220,3 +228,10 @@ class BackupDriver:
         if guest.powered_off:
             self._powered_off()
         guest.resume()
+        self.world.after(0, self._become_primary)
+
+    def _become_primary(self) -> None:
+        """The guest is this side's own: from now on a primary's core protects it."""
+        if self.process.alive and self.core.phase is BackupPhase.ACTIVE:
+            self.adopted = self.adopt(self)
+            self.process.post(on.Adopted(self.world.now, self.core.generation))

@@ -89,7 +89,7 @@ class End:
         self.last_heard = network.world.now
         self.last_sent = network.world.now
         self._arrives = 0.0
-        self._stuck: deque[Frame] = deque()  # sent to this end, not yet handed over
+        self._inbox: deque[Frame] = deque()  # sent to this end, not yet handed over
 
     def send(self, frame: Frame) -> None:
         if self.open:
@@ -117,9 +117,21 @@ class End:
             self.host.link_ended(self, "connection reset")
 
     def flush(self) -> None:
-        stuck, self._stuck = self._stuck, deque()
-        for frame in stuck:
-            self._arrive(frame)
+        """Hand over what has come, in order, as far as the network and the receiver let it through."""
+        world = self._network.world
+        while self._inbox and self.open and self.host.alive:
+            if self._network.is_cut(self.peer.host.name, self.host.name):
+                return
+            if self.host.frozen_until > world.now:
+                world.at(self.host.frozen_until, self.flush)
+                return
+            frame = self._inbox.popleft()
+            self.last_heard = world.now
+            if frame.kind == "end":
+                self.open = False
+                self.host.link_ended(self, "connection closed by peer")
+            else:
+                self.host.link_frame(self, frame)
 
     def _pass_on(self, frame: Frame) -> None:
         world = self._network.world
@@ -130,21 +142,8 @@ class End:
         world.at(peer._arrives, lambda: peer._arrive(frame))
 
     def _arrive(self, frame: Frame) -> None:
-        if not self.open or not self.host.alive:
-            return
-        if self._stuck or self._network.is_cut(self.peer.host.name, self.host.name):
-            self._stuck.append(frame)
-            return
-        world = self._network.world
-        if self.host.frozen_until > world.now:
-            world.at(self.host.frozen_until, lambda: self._arrive(frame))
-            return
-        self.last_heard = world.now
-        if frame.kind == "end":
-            self.open = False
-            self.host.link_ended(self, "connection closed by peer")
-        else:
-            self.host.link_frame(self, frame)
+        self._inbox.append(frame)
+        self.flush()
 
 
 class Witness:

@@ -35,7 +35,7 @@ class Kind(Enum):
 
 
 WEIGHTS = {
-    Kind.CRASH_PRIMARY: 4,
+    Kind.CRASH_PRIMARY: 6,
     Kind.CRASH_SECONDARY: 3,
     Kind.KILL_AT_STEP: 8,
     Kind.KILL_AT_EFFECT: 5,
@@ -48,13 +48,13 @@ WEIGHTS = {
     Kind.STORE_FAILS: 2,
     Kind.APPLY_FAILS: 2,
     Kind.ACTIVATION_FAILS: 1,
-    Kind.STOP_PRIMARY: 4,
+    Kind.STOP_PRIMARY: 3,
     Kind.STOP_SECONDARY: 2,
     Kind.POWER_OFF: 3,
     Kind.QEMU_DIES: 2,
     Kind.STANDBY_DIES: 1,
     Kind.FREEZE: 4,
-    Kind.JOIN: 4,
+    Kind.JOIN: 6,
 }
 
 ENDINGS = (Kind.STOP_PRIMARY, Kind.POWER_OFF, Kind.RESET, Kind.CUT)  # ends that overtake each other
@@ -131,17 +131,22 @@ def draw(random: Random) -> Options:
         kinds = random.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
     slow = random.random() < 0.2
     faults: list[Fault] = []
-    if random.random() < 0.25:
+    host, effects = random.choice(ANCHORS)
+    anchor = Anchor(host, random.choice(effects), random.choice((1, 1, 2, 3)))
+    anchored = random.choice((0.0, 0.4, 0.8))
+    scene = random.random()
+    if scene < 0.08:
+        # A survivor's own survivor.
+        faults += [Fault(0.02, Kind.JOIN), Fault(random.uniform(0.06, 0.1), Kind.CRASH_PRIMARY)]
+        faults += [Fault(random.uniform(0.3, 0.4), Kind.CRASH_PRIMARY)]
+        duration_s = 0.5
+    elif scene < 0.33:
         # The second session of a primary is where the most has happened before; chance seldom gets there.
         anchor = random.choice(SECOND_SESSION)
         anchored = 0.9
         at_s = random.uniform(0.05, 0.1)
         faults += [Fault(at_s, Kind.CRASH_SECONDARY), Fault(at_s + 0.01, Kind.JOIN)]
         duration_s = max(duration_s, 0.35)
-    else:
-        host, effects = random.choice(ANCHORS)
-        anchor = Anchor(host, random.choice(effects), random.choice((1, 1, 2, 3)))
-        anchored = random.choice((0.0, 0.4, 0.8))
     burst_s = random.choice((0.002, 0.02))
     for kind in kinds:
         if random.random() < anchored:

@@ -41,6 +41,7 @@ class Copy:
     generation: int
     epoch: int
     snapshot: Snapshot
+    number: int  # how many acknowledgements there had been in this run, this one included
 
 
 class Oracle:
@@ -51,6 +52,7 @@ class Oracle:
         self.generation = 0
         self.holder = ""
         self.copies: dict[str, Copy] = {}
+        self.acknowledgements = 0
         self.gone: set[str] = set()  # dead, finished or discarded: nothing may leave
         self.outlets: dict[str, set[str]] = {}  # host -> its buffers that are open
         self.running: set[str] = set()
@@ -115,7 +117,9 @@ class Oracle:
             raise ViolationError(
                 "P2", f"{secondary} acknowledged epoch {epoch} with {len(arrived)} of {parts} parts"
             )
-        copy = Copy(secondary, session, generation, epoch, self._captured[session, epoch])
+        self.acknowledgements += 1
+        snapshot = self._captured[session, epoch]
+        copy = Copy(secondary, session, generation, epoch, snapshot, self.acknowledgements)
         self.copies[secondary] = copy
         if not self.counts(copy):
             return  # it comes too late: the primary already goes on under a new generation

@@ -32,20 +32,34 @@ class Part:
 
 
 class PrimaryDriver:
-    """Guest, buffers, sender and output worker of the first host."""
+    """Guest, buffers, sender and output worker of the host that runs the guest.
 
-    def __init__(self, process: Process, core: PrimaryCore, options: Options) -> None:
+    `adopted`: the guest, buffers and disk of a secondary that has taken over; else a fresh guest.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        core: PrimaryCore,
+        options: Options,
+        adopted: tuple[Guest, list[Buffer], Disk] | None = None,
+    ) -> None:
         self.process = process
         self.core = core
         self.world = process.world
         self.oracle = process.oracle
         self.options = options
-        self.disk = Disk([0] * BLOCK_COUNT)
-        self.guest = Guest(
-            self.world, self.oracle, process.name, 0, FRESH, [0] * PAGE_COUNT, options.guest_step_s
-        )
-        self.buffers = [self._buffer("frame"), self._buffer("write")]
-        self.guest.network, self.guest.disk = self.buffers
+        if adopted is not None:
+            self.guest, self.buffers, self.disk = adopted
+            for buffer in self.buffers:
+                buffer.on_level = self._level_changed
+        else:
+            self.disk = Disk([0] * BLOCK_COUNT)
+            self.guest = Guest(
+                self.world, self.oracle, process.name, 0, FRESH, [0] * PAGE_COUNT, options.guest_step_s
+            )
+            self.buffers = [self._buffer("frame"), self._buffer("write")]
+            self.guest.network, self.guest.disk = self.buffers
         self.guest.on_power_off = self._powered_off
         self.guest.frozen_until = lambda: self.process.frozen_until
         self.last_snapshot: Snapshot | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupSettings
+from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
 from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
 
@@ -46,8 +46,7 @@ class Record:
     """What befell the hosts, for judging liveness."""
 
     broken: set[str] = field(default_factory=set)  # died, or lost their QEMU or store
-    stopped: set[str] = field(default_factory=set)  # were asked to stop
-    stop_count: int = 0  # how often the primary was
+    stops: Counter[str] = field(default_factory=Counter)  # how often each was asked to stop
     powered_off: bool = False
 
 
@@ -65,19 +64,27 @@ class Simulation:
         self._requests = 0
         self._partitioned = False
         self._at_peace = False
+        self.primary = parts.primary_driver(self._process("alpha"), self._primary_core("alpha"), self.options)
+        self.secondaries: list[BackupDriver] = []
+        self.world.log("run", self.options)
+
+    def _primary_core(self, name: str) -> PrimaryCore:
         options = self.options
         settings = PrimarySettings(
-            name="alpha",
+            name=name,
             on_loss=OnLoss.STALL if options.stalls else OnLoss.SOLO,
             detect_s=options.detect_s,
             window=options.window,
             depth=options.depth,
             witness_retry_s=WITNESS_RETRY_S,
         )
-        core = parts.primary_core(settings, EpochPolicy(options.epoch_s))
-        self.primary = parts.primary_driver(self._process("alpha"), core, options)
-        self.secondaries: list[BackupDriver] = []
-        self.world.log("run", options)
+        return self._parts.primary_core(settings, EpochPolicy(options.epoch_s))
+
+    def _adopt(self, survivor: BackupDriver) -> PrimaryDriver:
+        assert survivor.guest is not None
+        process = survivor.process
+        parts = (survivor.guest, survivor.buffers, survivor.disk)
+        return self._parts.primary_driver(process, self._primary_core(process.name), self.options, parts)
 
     def _process(self, name: str) -> Process:
         return Process(
@@ -120,29 +127,38 @@ class Simulation:
         core = self._parts.backup_core(settings)
         incarnation = len(self.secondaries) + 1
         driver = self._parts.backup_driver(self._process(name), core, self.options, incarnation)
+        driver.adopt = self._adopt
         self.secondaries.append(driver)
         self.world.log("run", f"{name} joins")
 
+    def _primaries(self) -> list[PrimaryDriver]:
+        """The first, and whoever has taken over since."""
+        return [self.primary, *(s.adopted for s in self.secondaries if s.adopted is not None)]
+
     def _dial(self) -> None:
-        """The primary looks for a secondary while it has none."""
+        """Every primary looks for a secondary while it has none."""
         self.world.after(self.options.redial_s, self._dial)
-        near = self.primary.process
-        if not near.alive or near.link is not None or near.frozen_until > self.world.now:
-            return
-        able = [
-            secondary
-            for secondary in self.secondaries
-            if secondary.process.alive
-            and secondary.process.link is None
-            and secondary.process.frozen_until <= self.world.now
-            and not self.network.is_cut(near.name, secondary.process.name)
-            and not self.network.is_cut(secondary.process.name, near.name)
-        ]
-        if able:
-            far = self.world.random.choice(able).process
-            near_end, far_end = self.network.connect(near, far)
-            far.attach(far_end)
-            self.primary.connected(near_end)
+        for primary in self._primaries():
+            near = primary.process
+            if not near.alive or near.link is not None or near.frozen_until > self.world.now:
+                continue
+            able = [s.process for s in self.secondaries if self._can_meet(near, s)]
+            if able:
+                far = self.world.random.choice(able)
+                near_end, far_end = self.network.connect(near, far)
+                far.attach(far_end)
+                primary.connected(near_end)
+
+    def _can_meet(self, near: Process, secondary: BackupDriver) -> bool:
+        far = secondary.process
+        return (
+            far.alive
+            and far.link is None
+            and far.frozen_until <= self.world.now
+            and secondary.core.phase not in (BackupPhase.ACTIVATING, BackupPhase.ACTIVE)
+            and not self.network.is_cut(near.name, far.name)
+            and not self.network.is_cut(far.name, near.name)
+        )
 
     def _ask(self) -> None:
         """The client asks everybody who might answer; what was not answered it asks again."""
@@ -173,7 +189,7 @@ class Simulation:
         if self._at_peace:
             return
         world.log("fault", fault)
-        primary, secondary = self.primary, self._acting_secondary()
+        primary, secondary = self._acting_primary(), self._acting_secondary()
         match fault.kind:
             case Kind.CRASH_PRIMARY:
                 primary.process.die(random.random() < 0.7)
@@ -203,7 +219,7 @@ class Simulation:
         world = self.world
         match fault.kind:
             case Kind.STORE_FAILS:
-                self.record.broken.add("alpha")
+                self.record.broken.add(primary.process.name)
                 world.random.choice(primary.buffers).fails_next = True
             case Kind.APPLY_FAILS:
                 self.record.broken.add(secondary.process.name)
@@ -212,12 +228,11 @@ class Simulation:
                 self.record.broken.add(secondary.process.name)
                 secondary.fails_activation = True
             case Kind.STOP_PRIMARY:
-                self.record.stopped.add("alpha")
-                self.record.stop_count += fault.count
+                self.record.stops[primary.process.name] += fault.count
                 for n in range(fault.count):
                     world.after(n * 0.02, lambda: primary.process.post(on.StopRequested(world.now)))
             case Kind.STOP_SECONDARY:
-                self.record.stopped.add(secondary.process.name)
+                self.record.stops[secondary.process.name] += 1
                 secondary.process.post(on.StopRequested(world.now))
             case Kind.POWER_OFF:
                 for guest in (primary.guest, secondary.guest):
@@ -225,7 +240,7 @@ class Simulation:
                         self.record.powered_off = True
                         guest.power_off()
             case Kind.QEMU_DIES:
-                self.record.broken.add("alpha")
+                self.record.broken.add(primary.process.name)
                 primary.qemu_dies()
             case Kind.STANDBY_DIES:
                 self.record.broken.add(secondary.process.name)
@@ -234,14 +249,19 @@ class Simulation:
                 process = self._driver(fault.host).process
                 process.frozen_until = world.now + fault.duration_s
 
+    def _acting_primary(self) -> PrimaryDriver:
+        """The last that has taken over and lives."""
+        return next((p for p in reversed(self._primaries()) if p.process.alive), self.primary)
+
     def _acting_secondary(self) -> BackupDriver:
         """The one that matters most: in a session, or alive, or the newest."""
-        linked = [s for s in self.secondaries if s.process.alive and s.process.link is not None]
-        alive = [s for s in self.secondaries if s.process.alive]
+        alive = [s for s in self.secondaries if s.process.alive and s.adopted is None]
+        linked = [s for s in alive if s.process.link is not None]
         return (linked or alive or self.secondaries)[-1]
 
     def _cut(self, fault: Fault, secondary: str) -> None:
-        ends = [("alpha", secondary), (secondary, "alpha")]
+        primary = self._acting_primary().process.name
+        ends = [(primary, secondary), (secondary, primary)]
         if fault.kind is Kind.CUT_ONE_WAY:
             ends = ends[:1] if fault.host == "alpha" else ends[1:]
         for source, target in ends:
@@ -275,11 +295,11 @@ class Simulation:
         """Liveness: somebody who could go on does, and is protected if anybody can protect it."""
         end = self.world.now + PEACE_S
         before = dict(self.oracle.progress)
-        captured_before = self.primary.core.open_epoch
+        acknowledged_before = self.oracle.acknowledgements
         complaint: str | None = "nothing was judged"
         while complaint is not None and self.world.now < end:
             self.world.run_until(self.world.now + 0.05)
-            complaint = self._complaint(before, captured_before)
+            complaint = self._complaint(before, acknowledged_before)
         if complaint is not None:
             raise ViolationError("liveness", complaint)
         for host in self._hosts():
@@ -289,12 +309,12 @@ class Simulation:
                 assert host.guest is not None
                 self.oracle.survivor(host.process.name, host.guest.snapshot(), seen)
 
-    def _complaint(self, before: dict[str, int], captured_before: int) -> str | None:
+    def _complaint(self, before: dict[str, int], acknowledged_before: int) -> str | None:
         """What is still missing; None: all is well, or there is a reason why not."""
         everybody = self._hosts()
         for host in everybody:
             name, finished = host.process.name, host.process.finished
-            if name in self.record.stopped and host.process.alive:
+            if self.record.stops[name] and host.process.alive:
                 return f"{name} was asked to stop and has not"
             if finished is not None and (reason := self._unreasonable(name, finished.status.name)):
                 raise ViolationError("liveness", reason)
@@ -304,42 +324,47 @@ class Simulation:
         if not serving:
             able = [host.process.name for host in everybody if self._could_serve(host)]
             return f"{' and '.join(able)} could serve, nobody does" if able else None
-        if "alpha" in serving and self.primary.process.alive:
+        if any(primary.process.alive and primary.process.name in serving for primary in self._primaries()):
             others = [
-                s for s in self.secondaries if s.process.alive and s.process.name not in self.record.broken
+                s
+                for s in self.secondaries
+                if s.process.alive
+                and s.process.name not in self.record.broken
+                and s.core.phase is not BackupPhase.ACTIVE
             ]
             protected = any(
-                copy.epoch > captured_before and self.oracle.counts(copy)
+                copy.number > acknowledged_before and self.oracle.counts(copy)
                 for copy in self.oracle.copies.values()
+                if copy.host not in serving
             )
             if others and not protected:
-                return "the primary and a secondary live, and nothing is protected"
+                return "a primary and a secondary live, and nothing is protected"
         return None
 
     def _could_serve(self, host: PrimaryDriver | BackupDriver) -> bool:
         name = host.process.name
-        if not host.process.alive or name in self.record.broken | self.record.stopped:
+        if not host.process.alive or name in self.record.broken or self.record.stops[name]:
             return False
         if self.record.powered_off:
             return False
         if isinstance(host, PrimaryDriver):
             return self.oracle.holder in ("", name)
         copy = self.oracle.copies.get(name)
-        ended = self.primary.process.finished is not None and self.record.stop_count == 1
-        return copy is not None and self.oracle.counts(copy) and not ended
+        ended = any(primary.process.finished is not None for primary in self._primaries())
+        return copy is not None and self.oracle.counts(copy) and not (ended and self.record.stops)
 
     def _unreasonable(self, name: str, status: str) -> str | None:
         """Why a daemon should not have ended as it did; None: it had reason to."""
         record = self.record
         match status:
             case "CLEAN":
-                reason = name in record.stopped or record.powered_off or "alpha" in record.stopped
+                reason = bool(record.stops) or record.powered_off
             case "FENCED":
                 reason = self.oracle.holder != name
             case "GUEST_DIED":
                 reason = name in record.broken
             case _:
-                reason = name in record.broken or (name == "alpha" and record.stop_count > 1)
+                reason = name in record.broken or record.stops[name] > 1
         return None if reason else f"{name} ended with {status} for no reason"
 
 
