@@ -5,6 +5,7 @@ The same file shape serves both roles; README has an annotated example.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -36,7 +37,7 @@ def _checked_mac(value: str) -> str:
 
 def _checked_address(value: str) -> str:
     host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not separator or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ValueError("must be HOST:PORT with a port from 1 to 65535")
     return value
 
@@ -164,7 +165,7 @@ class Settings(Section):
 
 # A unix socket's path is bounded by sizeof(sockaddr_un.sun_path) = 108, unix(7); our longest
 # file name in the run directory is "control.sock" or "disk-" plus a disk's name.
-RUN_DIRECTORY_LENGTH_MAX = 108 - len("/disk-") - 15 - len(".sock") - 1
+RUN_DIRECTORY_BYTES_MAX = 108 - len("/disk-") - 15 - len(".sock") - 1
 
 
 def load_settings(path: Path) -> Settings:
@@ -180,15 +181,15 @@ def parse_settings(text: str, source: str) -> Settings:
     """As `load_settings`, from text; `source` names it in errors."""
     try:
         settings = Settings.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{source}: is not TOML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(_explain(dict(problem)) for problem in error.errors())
         raise ConfigurationError(f"{source}: {problems}") from error
-    if len(str(settings.run_directory)) > RUN_DIRECTORY_LENGTH_MAX:
+    if len(os.fsencode(settings.run_directory)) > RUN_DIRECTORY_BYTES_MAX:
         raise ConfigurationError(
             f"{source}: run_directory: {str(settings.run_directory)!r} is longer than"
-            f" {RUN_DIRECTORY_LENGTH_MAX} characters, too long for unix sockets in it"
+            f" {RUN_DIRECTORY_BYTES_MAX} bytes, too long for unix sockets in it"
         )
     return settings
 

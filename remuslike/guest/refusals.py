@@ -124,7 +124,7 @@ def refuse_arguments(machine: str, arguments: Sequence[str]) -> None:
         name = field.partition("=")[0]
         if reason := _REFUSED_MACHINE_PROPERTIES.get(name):
             raise ValueError(f"machine: property {name!r} is refused: {reason}")
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     for argument, value in zip(arguments, following, strict=True):
         if not argument.startswith("-"):
             continue
