@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remuslike.config import RUN_DIRECTORY_LENGTH_MAX, Settings, load_settings, parse_settings
+from remuslike.config import RUN_DIRECTORY_BYTES_MAX, Settings, load_settings, parse_settings
 from remuslike.errors import ConfigurationError
 
 MINIMAL = """
@@ -279,12 +279,12 @@ def test_an_initrd_needs_a_kernel() -> None:
 
 
 def test_the_run_directory_leaves_room_for_sockets() -> None:
-    fits = "/" + "d" * (RUN_DIRECTORY_LENGTH_MAX - 1)
+    fits = "/" + "d" * (RUN_DIRECTORY_BYTES_MAX - 1)
     assert parse(changed("/run/remuslike", fits)).run_directory == Path(fits)
     longest = parse(changed("/run/remuslike", fits)).run_directory / f"disk-{'n' * 15}.sock"
     assert len(bytes(longest)) < 108  # unix(7): sun_path with its terminator
     assert "run_directory" in complaint(changed("/run/remuslike", fits + "d"))
-    assert "run_directory" in complaint(changed("/run/remuslike", "/" + "ü" * (RUN_DIRECTORY_LENGTH_MAX - 2)))
+    assert "run_directory" in complaint(changed("/run/remuslike", "/" + "ü" * (RUN_DIRECTORY_BYTES_MAX - 2)))
 
 
 @pytest.mark.parametrize(
