@@ -177,6 +177,7 @@ class BackupDaemon:
             case do.OpenOutput() | do.Activate():
                 self._work_in.send_nowait(effect)
             case do.DropPartial():
+                self._staged.pop(effect.epoch, None)
                 _log.info("epoch.dropped", epoch=effect.epoch)
             case do.AcquireWitness():
                 self._nursery.start_soon(self._acquire, effect.expected_generation)

@@ -200,6 +200,7 @@ class Protector:
                         case do.Checkpoint():
                             await self._checkpoint(effect.epoch, base=effect.base)
                         case do.PauseGuest():
+                            self._outputs.prepare()
                             await self._guest.pause()
                         case do.ResumeGuest():
                             await self._resume()
@@ -252,6 +253,8 @@ class Protector:
 
     async def _work_output(self) -> None:
         async for effect in self._output_out:
+            if self._destroyed:
+                continue
             try:
                 match effect:
                     case do.Release():

@@ -10,7 +10,7 @@ protocol specification".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -46,12 +46,9 @@ def encode(*words: bytes) -> bytes:
     return b"".join((b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)))
 
 
-def encode_writes(seed: int, connection: int, numbers: Iterable[int], payload_bytes: int) -> bytes:
-    """SET commands for `numbers`, ready to be sent at once."""
-    return b"".join(
-        encode(b"SET", key(connection, number), value(seed, connection, number, payload_bytes))
-        for number in numbers
-    )
+def encode_write(seed: int, connection: int, number: int, payload_bytes: int) -> bytes:
+    """The SET command of a connection's write `number`."""
+    return encode(b"SET", key(connection, number), value(seed, connection, number, payload_bytes))
 
 
 class AcknowledgementReader:

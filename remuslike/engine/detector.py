@@ -8,7 +8,7 @@ class Detector:
 
     A process that was itself not running can't testify: bytes may wait unread in its socket. So
     silence counts only from a tick that followed the one before it promptly; after a gap, the
-    peer is given half of `detect_s` more to be heard.
+    peer is given half of `detect_s` more to be heard, once for each time that it was.
     """
 
     def __init__(self, detect_s: float) -> None:
@@ -16,6 +16,7 @@ class Detector:
         self._detect_s = detect_s
         self._previous_tick: float | None = None
         self._grace_until = 0.0
+        self._grace_given_for: float | None = None
 
     @property
     def interval_s(self) -> float:
@@ -30,6 +31,8 @@ class Detector:
     def silent(self, now: float, last_heard: float) -> bool:
         """Whether the peer must be taken for dead."""
         previous, self._previous_tick = self._previous_tick, now
-        if previous is not None and now - previous > self._detect_s / 2:
+        late = previous is not None and now - previous > self._detect_s / 2
+        if late and last_heard != self._grace_given_for:
+            self._grace_given_for = last_heard
             self._grace_until = now + self._detect_s / 2
         return now >= self._grace_until and now - last_heard >= self._detect_s

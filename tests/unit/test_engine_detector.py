@@ -58,3 +58,12 @@ def test_ticking_at_the_interval_detects_within_a_tenth_more() -> None:
 def test_detection_needs_a_duration() -> None:
     with pytest.raises(AssertionError, match="detect_s=0 must be positive"):
         Detector(0)
+
+
+def test_a_process_that_is_always_late_still_suspects_in_the_end() -> None:
+    detector = Detector(1.0)
+    detector.watch(0.0)
+    assert not detector.silent(2.0, last_heard=0.0)  # the grace
+    assert detector.silent(4.0, last_heard=0.0)
+    assert not detector.silent(6.0, last_heard=5.5)  # heard again: a grace of its own
+    assert detector.silent(8.0, last_heard=5.5)
