@@ -46,6 +46,8 @@ _REFUSED_OPTIONS = {
     "hdb": "its writes would not be held: list it under guest.disks",
     "hdc": "its writes would not be held: list it under guest.disks",
     "hdd": "its writes would not be held: list it under guest.disks",
+    "fda": "its writes would not be held",
+    "fdb": "its writes would not be held",
     "cdrom": "list it under guest.disks with read_only = true",
     "pflash": "its writes would not be held",
     "mtdblock": "its writes would not be held",
@@ -74,7 +76,8 @@ _REFUSED_DEVICES = {
     "pc-dimm": _PRIVATE_RAM,
     "nvdimm": _PRIVATE_RAM,
     "cxl-type3": _PRIVATE_RAM,
-    "sysbus-debugcon": _OUTSIDE_STATE,
+    "floppy": "its writes would not be held",
+    "sd-card": "its writes would not be held",
 }
 
 _REFUSED_DEVICE_PREFIXES = {
@@ -87,6 +90,8 @@ _REFUSED_DEVICE_PREFIXES = {
     "vfio": "the hardware writes to RAM unnoticed and can't be captured",
     "ivshmem": _PRIVATE_RAM,
     "usb-host": _OUTSIDE_STATE,
+    "usb-uas": "its writes would not be held: list the disk under guest.disks",
+    "usb-bot": "its writes would not be held: list the disk under guest.disks",
     "usb-storage": "its writes would not be held: list the disk under guest.disks",
     "megasas": "list the disk under guest.disks",
     "nvme": "list the disk under guest.disks",
@@ -132,13 +137,18 @@ def refuse_arguments(machine: str, arguments: Sequence[str]) -> None:
         if reason := _REFUSED_OPTIONS.get(option):
             raise ValueError(f"extra argument {argument!r} is refused: {reason}")
         if option == "device":
-            _refuse("device", value.partition(",")[0], _REFUSED_DEVICES, _REFUSED_DEVICE_PREFIXES)
+            _refuse("device", _kind(value, "driver="), _REFUSED_DEVICES, _REFUSED_DEVICE_PREFIXES)
         elif option == "object":
-            _refuse("object", value.partition(",")[0], {}, _REFUSED_OBJECT_PREFIXES)
+            _refuse("object", _kind(value, "qom-type="), {}, _REFUSED_OBJECT_PREFIXES)
+
+
+def _kind(value: str, key: str) -> str:
+    """What an option's value is of: named by `key`, wherever it stands, or by the first field."""
+    fields = value.split(",")
+    return next((field.removeprefix(key) for field in fields if field.startswith(key)), fields[0])
 
 
 def _refuse(kind: str, name: str, exact: dict[str, str], prefixes: dict[str, str]) -> None:
-    name = name.removeprefix("driver=").removeprefix("qom-type=")
     if name.startswith("{"):
         raise ValueError(f"-{kind} {name!r}: JSON is refused, since it can't be checked by name")
     reason = exact.get(name) or next((why for start, why in prefixes.items() if name.startswith(start)), None)
