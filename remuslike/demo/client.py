@@ -122,12 +122,13 @@ class Load:
             connection.failure = _reason(error)
 
     async def _send(self, connection: Connection, count: int) -> None:
-        # One segment each, as from a client with several threads: batches would make large frames, few
-        # of them, and a loss of the only one in flight is noticed late (kernel tcp_schedule_loss_probe).
-        for _ in range(min(count, self.work.writes_per_connection - connection.sent)):
-            write = encode_write(self.work.seed, connection.number, connection.sent, self.work.payload_bytes)
-            connection.sent += 1  # before the send: what is cut half-way may have been done all the same
-            await connection.stream.send_all(write)
+        end = min(connection.sent + count, self.work.writes_per_connection)
+        numbers = range(connection.sent, end)
+        connection.sent = end  # before the send: what is cut half-way may have been done all the same
+        work = self.work
+        writes = (encode_write(work.seed, connection.number, n, work.payload_bytes) for n in numbers)
+        if batch := b"".join(writes):
+            await connection.stream.send_all(batch)
 
 
 async def read_back(work: Work, connection: Connection) -> list[Finding]:

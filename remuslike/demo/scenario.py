@@ -12,7 +12,7 @@ import trio
 
 from remuslike.config import parse_settings
 from remuslike.demo.control import ask
-from remuslike.demo.errors import DaemonError
+from remuslike.demo.errors import DaemonError, LoadError
 from remuslike.demo.load import LoadClient, client_program, load_history
 from remuslike.demo.messages import Pauses, Takeover
 from remuslike.demo.observer import Daemon, Observer
@@ -166,6 +166,11 @@ class Scenario:
         assert observer.primary is not None
         kill_at = load_started_at + kill_after_s(self.seed, self.options.duration_s)
         await trio.sleep(kill_at - monotonic())
+        if client.progress.limited:
+            raise LoadError(
+                f"the load reached its limit of {self.options.load_limit_bytes >> 20} MiB before the kill;"
+                f" give more than --memory-mib {self.options.memory_mib} or a shorter --duration-s"
+            )
         victims = Victims(NAMESPACE_DIRECTORY / network.namespaces.hosts["primary"])
         observer.primary.may_end = True
         acknowledged = client.progress.acknowledged

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from remuslike.demo.survivor import AOF_DIRECTORY, MANIFEST, examine
-from remuslike.demo.workload import ConnectionHistory, encode, encode_writes
+from remuslike.demo.workload import ConnectionHistory, encode, encode_write
 from remuslike.image import make_data_disk
 
 SEED, PAYLOAD = 3, 64
@@ -43,7 +43,9 @@ def debugfs(disk: Path, *arguments: str) -> None:
 
 
 def log_of(count: int) -> bytes:
-    return encode(b"SELECT", b"0") + encode_writes(SEED, 0, range(count), PAYLOAD)
+    return encode(b"SELECT", b"0") + b"".join(
+        encode_write(SEED, 0, number, PAYLOAD) for number in range(count)
+    )
 
 
 async def judge(tmp_path: Path, disk: Path) -> tuple[bool, bool, int]:

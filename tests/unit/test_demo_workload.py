@@ -17,7 +17,7 @@ from remuslike.demo.workload import (
     ValueReader,
     check_values,
     encode,
-    encode_writes,
+    encode_write,
     key,
     parse_key,
     value,
@@ -73,7 +73,7 @@ def test_values_differ_by_seed_connection_and_number_and_have_their_length() -> 
 
 
 def test_a_write_is_one_resp_array() -> None:
-    assert encode_writes(1, 0, range(2, 3), 16) == b"*3\r\n$3\r\nSET\r\n$5\r\nk:0:2\r\n$16\r\n%b\r\n" % value(
+    assert encode_write(1, 0, 2, 16) == b"*3\r\n$3\r\nSET\r\n$5\r\nk:0:2\r\n$16\r\n%b\r\n" % value(
         1, 0, 2, 16
     )
     assert encode(b"PING") == b"*1\r\n$4\r\nPING\r\n"
