@@ -77,7 +77,7 @@ async def _serve_client(stream: trio.SocketStream, handle: Handler) -> None:
 async def _answer(line: bytes, handle: Handler) -> dict[str, Any]:
     try:
         request = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {"error": f"the request is not JSON: {error}"}
     if not isinstance(request, dict) or not isinstance(request.get("command"), str):
         return {"error": 'a request is an object with a "command"'}

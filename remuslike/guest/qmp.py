@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class Qmp:
         self._stream = stream
         self._on_event = on_event
         self._lines = LineReader()
+        self._received: deque[bytes] = deque()  # lines not yet looked at
         self._lock = trio.Lock()
         self._waiting: tuple[str, trio.Event] | None = None
         self._answer: Reply | Failure | None = None
@@ -50,11 +52,9 @@ class Qmp:
         raise GuestError(f"QEMU's monitor did not answer within {timeout_s} s")
 
     async def _next_message(self) -> Message:
-        """The first message, during negotiation only: QEMU sends no more than one at a time then."""
-        while True:
-            data = await self._receive_some()
-            if lines := self._lines.receive(data):
-                return parse_message(lines[0])
+        while not self._received:
+            self._received.extend(self._lines.receive(await self._receive_some()))
+        return parse_message(self._received.popleft())
 
     async def _receive_some(self) -> bytes:
         try:
@@ -69,8 +69,7 @@ class Qmp:
         """Read until the monitor closes; then every `execute` fails with GuestError."""
         try:
             while True:
-                for line in self._lines.receive(await self._receive_some()):
-                    self._dispatch(parse_message(line))
+                self._dispatch(await self._next_message())
         except GuestError as error:
             self._broken = str(error)
         finally:

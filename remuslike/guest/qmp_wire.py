@@ -70,7 +70,7 @@ def parse_message(line: bytes) -> Message:
             return Greeting(
                 f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}", str(version["package"])
             )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GuestError(f"QEMU's monitor sent {line[:200]!r}, which is not QMP: {error!r}") from error
     raise GuestError(f"QEMU's monitor sent {line[:200]!r}, which is no QMP message")
 

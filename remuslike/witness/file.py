@@ -41,7 +41,7 @@ class FileWitness:
                 raise ValueError(f"generation {generation!r}, holder {holder!r}")
         except FileNotFoundError:
             return Token(0, "")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WitnessError(
                 f"witness.path = '{self._path}': is not a witness's record: {error}"
             ) from error
