@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -21,6 +22,7 @@ from remuslike.demo.report import Result, Summary
 REDRAW_S = 0.25
 PLAIN_LINE_S = 2.0
 RECENT_S = 2.0
+PLAIN_WIDTH = 120  # of tables in a file or a pipe, which has no width of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ class View:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        if not console.is_terminal:
+            console.width = max(console.width, PLAIN_WIDTH)
         self.timings_s: dict[str, float] = {}
         self._live: Live | None = None
         self._plain_at = 0.0
@@ -171,9 +175,9 @@ class View:
 
     def summary(self, summary: Summary) -> None:
         """The table of several runs, and the medians over them."""
-        table = Table(title=f"{len(summary.runs)} runs", title_justify="left")
-        names = ("seed", "acked", "lost", "resets", "outage ms", "detection ms", "activation ms")
-        for name in (*names, "checkpoints/s", "pause ms", "ratio", "pages", "wire", "clean"):
+        table = Table(title=f"{len(summary.runs)} runs", title_justify="left", box=SIMPLE_HEAD)
+        names = ("seed", "acked", "lost", "resets", "outage ms", "detect ms", "activate ms")
+        for name in (*names, "epochs/s", "pause ms", "ratio", "pages", "wire", "clean"):
             table.add_column(name, justify="right")
         for run in summary.runs:
             table.add_row(*_summary_row(run))
@@ -209,12 +213,15 @@ def _result_rows(result: Result) -> list[tuple[str, str]]:
 
 def _summary_row(run: Result) -> list[str]:
     clean = run.fsck_clean and run.aof_clean and not run.problems
-    figures: list[float | None] = [run.client_outage_ms, run.detection_ms, run.activation_ms]
-    figures += [run.checkpoint_rate_hz, run.pause_ms.median, run.pause_ratio, run.dirty_pages.median]
+    figures: list[tuple[float | None, int]] = [
+        *((figure, 1) for figure in (run.client_outage_ms, run.detection_ms, run.activation_ms)),
+        *((run.checkpoint_rate_hz, 1), (run.pause_ms.median, 1), (run.pause_ratio, 2)),
+        (run.dirty_pages.median, 0),
+    ]
     counts = (run.seed, run.acked_writes, run.lost_acked_writes, run.connection_resets)
     return [
         *(str(count) for count in counts),
-        *("-" if figure is None else f"{figure:.4g}" for figure in figures),
+        *("-" if figure is None else f"{figure:.{digits}f}" for figure, digits in figures),
         f"{run.wire_ratio:.4f}",
         "yes" if clean else "NO",
     ]
