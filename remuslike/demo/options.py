@@ -39,7 +39,6 @@ class DemoOptions:
     runs: int = 1
     json_path: Path | None = None
     keep: bool = False
-    cache_directory: Path | None = None
     daemon: tuple[str, ...] = (str(Path(sys.executable).with_name("remuslike")),)
 
     @property

@@ -76,7 +76,6 @@ class Observation:
     CLOCK_MONOTONIC; `timings_s` are the stages by name."""
 
     seed: int
-    sent_writes: int
     acknowledged_writes: int
     acknowledged_before_kill: int
     failures: tuple[str, ...]

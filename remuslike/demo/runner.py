@@ -91,8 +91,8 @@ def _check_environment() -> None:
 
 def _guest(options: DemoOptions, view: View) -> GuestFiles:
     with view.stage("guest image"):
-        image = build_image(options.cache_directory, progress=view.say)
-        accelerator = options.accelerator or probe_accelerator(image, options.cache_directory)
+        image = build_image(progress=view.say)
+        accelerator = options.accelerator or probe_accelerator(image)
     append = kernel_command_line(
         addresses=[f"{GUEST_ADDRESS}/{PREFIX_LENGTH_LAN}"],
         data_disk=DATA_DEVICE,

@@ -233,7 +233,6 @@ class Scenario:
         return conclude(
             Observation(
                 seed=self.seed,
-                sent_writes=sum(entry.sent for entry in history.connections),
                 acknowledged_writes=sum(entry.acknowledged for entry in history.connections),
                 acknowledged_before_kill=killed.acknowledged,
                 failures=history.failures,

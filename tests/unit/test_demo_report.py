@@ -42,7 +42,6 @@ def sample(epoch: int, **changes: Any) -> Sample:
 CLEAN = Examination(Check(True, ""), Check(True, ""), ())
 SEEN = Observation(
     seed=9,
-    sent_writes=110,
     acknowledged_writes=100,
     acknowledged_before_kill=60,
     failures=(),
