@@ -83,7 +83,9 @@ async def test_a_programs_children_die_with_the_process_that_started_it(
         "from pathlib import Path\n"
         "from remuslike.demo.processes import Process, Program\n"
         "name, log = sys.argv[1:]\n"
-        "process = Process(Program('p', name, ('sleep', '60'), Path(log)))\n"
+        "stays = ('sh', '-c', 'echo up; exec sleep 60')\n"
+        "process = Process(Program('p', name, stays, Path(log), pipes=True))\n"
+        "assert process.popen.stdout.readline() == b'up\\n'\n"
         "print(process.popen.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
