@@ -46,7 +46,11 @@ class SessionSlot(Generic[_Session]):
         self._post = post
         self._scope: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
-        self._parting: trio.Event | None = None
+        # `_leave` asks the task that says goodbye, which a session has from its start: when `end` is called
+        # the session's nursery may just have closed.
+        self._leave = trio.Event()
+        self._farewell: tuple[Farewell, str] | None = None
+        self._parted: trio.Event | None = None
 
     async def serve(self, session: _Session, ready: on.PeerReady) -> None:
         """Run the session to its end; `ready` is reported once its tasks run.
@@ -54,11 +58,13 @@ class SessionSlot(Generic[_Session]):
         Bytes that aren't our protocol, and a peer whose data don't fit, end the session, not the daemon.
         """
         self.session = session
+        self._leave, self._farewell = trio.Event(), None
         try:
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as self._nursery:
                     self._nursery.start_soon(session.link.run)
                     self._nursery.start_soon(session.run)
+                    self._nursery.start_soon(self._say_goodbye, session.link)
                     self._post(ready)
         except* (TransportError, PeerError, DiskbufError) as group:
             reason = first_message(group)
@@ -67,8 +73,8 @@ class SessionSlot(Generic[_Session]):
             self._post(on.LinkLost(time.monotonic(), reason))
         finally:
             self.session = self._scope = self._nursery = None
-            if self._parting is not None:
-                self._parting.set()
+            if self._parted is not None:
+                self._parted.set()
 
     def start(self, task: Callable[[], Awaitable[Any]]) -> None:
         """Run `task` until the session ends."""
@@ -83,19 +89,23 @@ class SessionSlot(Generic[_Session]):
 
     def end(self, effect: EndSession) -> None:
         """Close the session, after a farewell if there is one to say."""
-        if self.session is None or self._scope is None or self._nursery is None:
+        if self.session is None or self._scope is None:
             return
         _log.info("session.ending", reason=effect.reason)
         self.heard()
         if effect.farewell is None:
             self._scope.cancel()
         else:
-            self._parting = trio.Event()
-            self._nursery.start_soon(self._say_goodbye, self.session.link, effect.farewell, effect.reason)
+            self._parted = trio.Event()
+            self._farewell = effect.farewell, effect.reason
+            self._leave.set()
 
-    async def _say_goodbye(self, link: Link, farewell: Farewell, reason: str) -> None:
-        """Say it, and let the peer hang up: if we did with its heartbeats unread, the kernel would reset the
-        connection and the farewell could be lost."""
+    async def _say_goodbye(self, link: Link) -> None:
+        """When asked to, say it, and let the peer hang up: if we did with its heartbeats unread, the kernel
+        would reset the connection and the farewell could be lost."""
+        await self._leave.wait()
+        assert self._farewell is not None
+        farewell, reason = self._farewell
         goodbye = Goodbye(farewell=farewell.value, reason=reason[:4096])
         with trio.move_on_after(FAREWELL_LIMIT_S):
             await link.send(FrameType.GOODBYE, 0, [goodbye.encode()])
@@ -105,5 +115,5 @@ class SessionSlot(Generic[_Session]):
 
     async def wait_parted(self) -> None:
         """Until a goodbye that is being said has been heard, or was given up."""
-        if self._parting is not None:
-            await self._parting.wait()
+        if self._parted is not None:
+            await self._parted.wait()
