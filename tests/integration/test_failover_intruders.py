@@ -1,0 +1,181 @@
+"""Strangers at every door of a running, protected pair: each is sent away, and the guest doesn't notice."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from daemon_harness import COMMAND, WAIT_LIMIT_S, Cluster, Daemon, Shape, cluster, marks
+from guest_client import connect, shell
+
+from remuslike.demo import plan
+from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
+from transport import FrameType, encode_frame
+
+pytestmark = marks
+
+SEED = 20
+GARBAGE = random.Random(SEED).randbytes(1 << 16)
+
+HELLO = b"".join(
+    map(
+        bytes,
+        encode_frame(
+            FrameType.HELLO,
+            0,
+            [Hello(protocol=PROTOCOL_VERSION, name="stranger", generation=9, definition={}).encode()],
+        ),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Cluster, Daemon, Daemon]]:
+    """One protected guest for all tests here: none of them may harm it."""
+    with cluster(Shape(service="none")) as hosts:
+        primary, secondary = trio.run(hosts.protect)
+        yield hosts, primary, secondary
+
+
+async def assert_untouched(hosts: Cluster, primary: Daemon, secondary: Daemon) -> None:
+    """The same session as ever still commits what the guest does."""
+    before = await primary.statistics()
+    assert before is not None
+    assert before.protected
+    output = await shell(hosts, "echo here >/data/file && sync && cat /data/file")
+    assert output == "here\n"
+    after = await primary.wait("three epochs on", lambda said: said.epoch > before.epoch + 3)
+    assert after.protected
+    assert (await secondary.wait_phase("standby")).generation == after.generation == before.generation
+    for daemon in (primary, secondary):
+        # One session accepted, none ended.
+        assert daemon.log.count("session.accepted") == 1
+        assert "session.ended" not in daemon.log
+
+
+async def drain(stream: trio.SocketStream) -> bytes:
+    """What the other side says until it hangs up, which it must."""
+    received = b""
+    with trio.fail_after(WAIT_LIMIT_S):
+        try:
+            async for data in stream:
+                received += data
+        except trio.BrokenResourceError:
+            pass  # a reset: it hung up with our bytes unread
+    return received
+
+
+def oversized() -> bytes:
+    """A frame's header that announces four GiB, with the checksum of a smaller one."""
+    header = bytearray(HELLO)
+    header[8:12] = b"\xff\xff\xff\xff"
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [GARBAGE, HELLO[:10], HELLO[:-1], oversized(), HELLO[:-1] + b"\x00", b"GET / HTTP/1.0\r\n\r\n"],
+    ids=["garbage", "half a header", "half a frame", "oversized frame", "wrong checksum", "another protocol"],
+)
+async def test_bytes_that_are_no_frames(pair: tuple[Cluster, Daemon, Daemon], sent: bytes) -> None:
+    hosts, primary, secondary = pair
+    async with await connect_peer(hosts) as stream:
+        with trio.move_on_after(WAIT_LIMIT_S):
+            await stream.send_all(sent)
+            await stream.send_eof()
+        assert b"WELCOME" not in await drain(stream)
+    await assert_untouched(hosts, primary, secondary)
+
+
+async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, primary, secondary = pair
+    async with await connect_peer(hosts) as stream:
+        await stream.send_all(HELLO)
+        assert b"'secondary' already has a primary" in await drain(stream)
+    await assert_untouched(hosts, primary, secondary)
+
+
+async def connect_peer(hosts: Cluster) -> trio.SocketStream:
+    return await connect(hosts.primary.namespace, plan.PEER_ADDRESSES["secondary"], plan.REPLICATION_PORT)
+
+
+@pytest.mark.parametrize("role", plan.ROLES)
+async def test_garbage_at_the_disk(pair: tuple[Cluster, Daemon, Daemon], role: plan.Role) -> None:
+    hosts, primary, secondary = pair
+    node = {"primary": hosts.primary, "secondary": hosts.secondary}[role]
+    disk = node.control.with_name("disk-data0.sock")
+    async with await trio.open_unix_socket(disk) as stream:
+        with trio.fail_after(WAIT_LIMIT_S):
+            try:
+                await stream.send_all(GARBAGE)
+                await stream.send_eof()
+            except trio.BrokenResourceError:
+                pass  # it hung up in the midst
+        await drain(stream)
+    await assert_untouched(hosts, primary, secondary)
+
+
+CONTROL_REFUSALS = {
+    "no JSON": (b"\x00\xff garbage\n", "not JSON"),
+    "no object": (b"[1]\n", '"command"'),
+    "no command": (b'{"order": "statistics"}\n', '"command"'),
+    "unknown command": (b'{"command": "explode"}\n', "'explode'"),
+    "wrong argument": (b'{"command": "measure-pause", "count": -1}\n', "measure-pause"),
+    "endless line": (b"x" * 10_000, "at most 4096 bytes"),
+    "deep nesting": (b"[" * 4000 + b"\n", "not JSON"),
+}
+
+
+@pytest.mark.parametrize(("sent", "reason"), CONTROL_REFUSALS.values(), ids=CONTROL_REFUSALS)
+@pytest.mark.parametrize("role", plan.ROLES)
+async def test_requests_that_cannot_be_followed(
+    pair: tuple[Cluster, Daemon, Daemon], role: plan.Role, sent: bytes, reason: str
+) -> None:
+    hosts, primary, secondary = pair
+    node = {"primary": hosts.primary, "secondary": hosts.secondary}[role]
+    async with await trio.open_unix_socket(node.control) as stream:
+        await stream.send_all(sent)
+        await stream.send_eof()
+        (answer,) = (await drain(stream)).splitlines()
+    assert reason in json.loads(answer)["error"]
+    await assert_untouched(hosts, primary, secondary)
+
+
+def test_half_a_request(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, primary, secondary = pair
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(hosts.primary.control))
+        client.sendall(b'{"command": "stat')
+    trio.run(assert_untouched, hosts, primary, secondary)
+
+
+def status_command(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [COMMAND, "status", "--config", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_LIMIT_S)
+
+
+def test_status(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, _, _ = pair
+    for node, phase in ((hosts.primary, "protected"), (hosts.secondary, "standby")):
+        done = status_command(node.directory / "remuslike.toml")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["role"], said["phase"]) == (node.role, phase)
+
+
+def test_status_of_a_daemon_that_does_not_run(pair: tuple[Cluster, Daemon, Daemon], tmp_path: Path) -> None:
+    hosts, _, _ = pair
+    configuration = (hosts.primary.directory / "remuslike.toml").read_text()
+    elsewhere = tmp_path / "remuslike.toml"
+    run_directory = hosts.primary.document["run_directory"]
+    elsewhere.write_text(configuration.replace(f'"{run_directory}"', '"/nonexistent"', 1))
+    done = status_command(elsewhere)
+    assert done.returncode == 1
+    assert "nobody answers" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
