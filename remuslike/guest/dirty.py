@@ -43,7 +43,10 @@ class PagemapScan:
     def __init__(self, pid: int, start: int, length: int) -> None:
         self._start = start
         self._end = start + length
-        self._descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise MissingToolError(f"the dirty pages of process {pid} can't be read: {error}") from error
         self._ranges = np.zeros((_RANGES_PER_CALL, 3), np.uint64)  # struct page_region[]
         self._argument = _ScanArgument(
             size=ctypes.sizeof(_ScanArgument),

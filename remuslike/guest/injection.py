@@ -73,6 +73,7 @@ class Mapping:
 
     start: int
     end: int
+    offset: int
     inode: int
     name: str
 
@@ -81,9 +82,9 @@ def read_mappings(pid: int) -> list[Mapping]:
     """The address space of a process (proc(5), /proc/pid/maps)."""
     mappings = []
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        span, _permissions, _offset, _device, inode, *name = line.split(maxsplit=5)
+        span, _permissions, offset, _device, inode, *name = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in span.split("-"))
-        mappings.append(Mapping(start, end, int(inode), name[0] if name else ""))
+        mappings.append(Mapping(start, end, int(offset, 16), int(inode), name[0] if name else ""))
     return mappings
 
 

@@ -5,7 +5,6 @@ A memfd has no name in the file system: when QEMU and the daemon are gone, so is
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 
@@ -39,13 +38,14 @@ class GuestMemory:
         except OSError as error:
             raise GuestError(f"QEMU (process {pid}) is gone: {error}") from error
         length = sum(m.end - m.start for m in mappings)
-        contiguous = all(a.end == b.start for a, b in itertools.pairwise(mappings))
-        if not mappings or length != self.length or not contiguous:
+        # Touching in the address space and in the file: else page numbers would be those of other pages.
+        in_step = all(m.start - mappings[0].start == m.offset for m in mappings)
+        if not mappings or length != self.length or not in_step:
             raise GuestError(
                 f"QEMU (process {pid}) maps {length} bytes of the guest's RAM in {len(mappings)} pieces,"
                 f" expected {self.length} in one: something in the guest definition splits its RAM"
             )
-        return Mapping(mappings[0].start, mappings[-1].end, inode, mappings[0].name)
+        return Mapping(mappings[0].start, mappings[-1].end, 0, inode, mappings[0].name)
 
     def close(self) -> None:
         """Let go of it; arrays over `pages` keep their part alive until they are gone too."""
