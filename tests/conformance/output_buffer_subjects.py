@@ -332,7 +332,7 @@ class CombinedStatistics:
 
 
 class CombinedBuffer:
-    """`Outputs`, with the depth and statistics that the daemons take from its parts."""
+    """`Outputs`, with statistics that add up those of its parts."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs
@@ -345,7 +345,7 @@ class CombinedBuffer:
 
     @property
     def depth(self) -> int:
-        return min(part.depth for part in (*self._outputs.networks, *self._outputs.disks))
+        return self._outputs.depth
 
     @property
     def pressure(self) -> Any:

@@ -23,23 +23,11 @@ import trio
 from remuslike.engine.ports import OutputBuffer
 
 
-class Statistics(Protocol):
-    """DESIGN.md, section 4, `statistics()`; the states' and levels' names are strings."""
-
-    state: Any
-    open_epoch: int | None
-    sealed_epochs: tuple[int, ...]
-    held_items: int
-    held_bytes: int
-    limit_bytes: int
-    released_items: int
-    released_bytes: int
-    dropped_items: int
-    peak_bytes: int
-
-
 class Buffer(OutputBuffer, Protocol):
-    """The contract in full: the engine's port, and what only the drivers ask."""
+    """The contract in full: the engine's port, and what only the drivers ask.
+
+    Statistics have `state`, `open_epoch` and `sealed_epochs` as well; states and levels are named by strings.
+    """
 
     @property
     def pressure(self) -> Any: ...
@@ -65,11 +53,21 @@ class Errors:
 class Subject(Protocol):
     """One buffer between a guest and the outside."""
 
-    buffer: Buffer
-    errors: Errors
-    lanes: int
-    item_bytes: int  # what one number counts for
-    lane_limit_bytes: int  # at which a lane is full
+    @property
+    def buffer(self) -> Buffer: ...
+    @property
+    def errors(self) -> Errors: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def item_bytes(self) -> int:
+        """What one number counts for against the limit."""
+        ...
+
+    @property
+    def lane_limit_bytes(self) -> int:
+        """At which a lane is full."""
+        ...
 
     async def emit(self, numbers: Iterable[int]) -> None:
         """The guest emits them. Returns when the buffer has dealt with all that it deals with for now."""

@@ -36,7 +36,8 @@ class ForgetsTheLast:
 
     def scan(self) -> Indices:
         found = self._tracker.scan()
-        return found[found != 299]
+        kept: Indices = found[found != 299]
+        return kept
 
 
 @contextmanager

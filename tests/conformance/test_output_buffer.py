@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,6 @@ from output_buffer_subjects import (
     open_tap_over_sockets,
 )
 from output_buffer_suite import FAILURE_PROPERTIES, PROPERTIES, OpenSubject, Property, many_epochs
-
-Check = Callable[[OpenSubject], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ everywhere = pytest.mark.parametrize(
 
 
 def _name(check: Property) -> str:
-    return check.__name__  # type: ignore[attr-defined, no-any-return]
+    return check.__name__
 
 
 @everywhere

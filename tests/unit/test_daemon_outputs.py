@@ -1,0 +1,60 @@
+"""remuslike.daemon.outputs: what tests/conformance doesn't ask of several buffers as one."""
+
+from __future__ import annotations
+
+from unit.diskbuf_fakes import FakeStore
+
+from diskbuf import DiskBuffer
+from diskbuf.errors import StoreIOError
+from remuslike.daemon.outputs import Outputs
+from remuslike.engine.events import Pressure
+
+
+def outputs_of(*stores: FakeStore, limit_bytes: int = 8 * 512) -> Outputs:
+    return Outputs([], [DiskBuffer(store, limit_bytes=limit_bytes) for store in stores])
+
+
+async def test_a_guest_without_outputs_is_always_held_and_released() -> None:
+    outputs = Outputs([], [])
+    outputs.hold(1)
+    outputs.prepare()
+    outputs.seal(1)
+    await outputs.release(1)
+    await outputs.open()
+    outputs.discard()
+    assert outputs.pressure is Pressure.NONE
+    assert outputs.statistics() == {}
+
+
+async def test_the_fullest_buffer_gives_the_pressure() -> None:
+    outputs = outputs_of(FakeStore(1 << 20), FakeStore(1 << 20))
+    told: list[Pressure] = []
+    outputs.on_pressure(lambda: told.append(outputs.pressure))
+    outputs.hold(1)
+    for block in range(4):
+        await outputs.disks[1].write(block * 512, bytes(512))
+    assert outputs.pressure is Pressure.SOON
+    for block in range(8):
+        await outputs.disks[0].write(block * 512, bytes(512))
+    assert outputs.pressure is Pressure.FULL
+    assert told == [Pressure.SOON, Pressure.SOON, Pressure.FULL]
+
+
+async def test_statistics_are_plain_and_named() -> None:
+    outputs = outputs_of(FakeStore(1 << 20), FakeStore(1 << 20))
+    outputs.hold(3)
+    await outputs.disks[1].write(0, b"x")
+    statistics = outputs.statistics()
+    assert list(statistics) == ["disk0", "disk1"]
+    assert (statistics["disk0"]["held_items"], statistics["disk1"]["held_items"]) == (0, 1)
+    assert statistics["disk0"]["state"] == "holding"
+    assert type(statistics["disk0"]["state"]) is str
+
+
+async def test_a_disk_that_cannot_be_made_durable_does_not_stop_the_others() -> None:
+    stores = [FakeStore(4096), FakeStore(4096)]
+    outputs = outputs_of(*stores)
+    await outputs.open()
+    stores[0].failure = StoreIOError("the first disk is broken; look into the kernel log")
+    await outputs.flush()
+    assert stores[1].operations == [("sync",)]
