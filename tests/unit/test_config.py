@@ -67,6 +67,7 @@ disk_limit_mib = 16
 
 [link]
 address = "[fd00::2]:7000"
+successor = "10.0.0.3:7001"
 detect_ms = 250
 
 [witness]
@@ -108,7 +109,9 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
     assert settings.link.detect_ms == 100
     assert (settings.buffers.network_limit_mib, settings.buffers.disk_limit_mib) == (64, 256)
     assert (settings.log.level, settings.log.format) == ("info", "json")
-    assert settings.guest.disks == settings.guest.nics == []
+    assert settings.guest.disks == []
+    assert settings.guest.nics == []
+    assert settings.link.successor is None
     assert settings.control_path == Path("/run/remuslike/control.sock")
 
 
@@ -122,13 +125,14 @@ def test_every_key_is_read() -> None:
     assert [(nic.mac, nic.bridge) for nic in guest.nics] == [("52:54:00:ab:cd:01", "br0")]
     assert guest.extra_arguments == ["-device", "virtio-rng-pci"]
     assert settings.link.address == "[fd00::2]:7000"
+    assert settings.link.successor == "10.0.0.3:7001"
     assert settings.witness.kind == "none"
 
 
 def test_settings_do_not_change() -> None:
     settings = parse(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
-        settings.name = "other"  # type: ignore[misc]
+        settings.name = "other"
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -254,6 +258,8 @@ def test_addresses_of_interfaces_are_unicast(mac: str, reason: str) -> None:
 def test_addresses_of_hosts_have_a_port(address: str) -> None:
     message = complaint(changed("[fd00::2]:7000", address))
     assert f"link.address = '{address}': must be HOST:PORT" in message
+    message = complaint(changed("10.0.0.3:7001", address))
+    assert f"link.successor = '{address}': must be HOST:PORT" in message
 
 
 @pytest.mark.parametrize("port", ["²", "٣", "7000\\n"])

