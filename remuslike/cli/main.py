@@ -9,6 +9,7 @@ import click
 
 from remuslike.cli.daemons import primary, secondary, status
 from remuslike.cli.image import image
+from remuslike.cli.lab import lab
 from remuslike.demo.command import demo_command
 from remuslike.engine.effects import ExitStatus
 from remuslike.errors import UsageError, expected_errors
@@ -24,6 +25,7 @@ cli.add_command(primary)
 cli.add_command(secondary)
 cli.add_command(status)
 cli.add_command(image)
+cli.add_command(lab)
 cli.add_command(demo_command)
 
 

@@ -1,0 +1,128 @@
+"""The emulated machine of the lab: its process, its console, and the frames to and from its agent."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from remuslike.lab import wire
+from remuslike.lab.errors import LabEndedError, LabProtocolError, LabStartError
+from remuslike.lab.wire import Frame, WireError
+
+SEND_LIMIT_S = 15.0
+"""For the lab to take a frame. Its agent reads whenever we write; longer, and its kernel hangs."""
+
+CONSOLE_TAIL_LINES = 15
+_CONSOLE_TAIL_BYTES = 8192
+_RECEIVE_BYTES = 1 << 16
+
+
+class DeadlinePassed(Exception):  # noqa: N818 - it says what happened, not that something is wrong
+    """No frame came in time."""
+
+
+class Machine:
+    """A started machine, which has its console on a pipe and its agent behind a socket."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, console: int) -> None:
+        """`channel` leads to the agent, `console` is the pipe's read end; both are the machine's now."""
+        self.process = process
+        self._channel = channel
+        self._channel.settimeout(SEND_LIMIT_S)
+        self._console = console
+        self._console_tail = b""
+        self._decoder = wire.Decoder()
+        self._frames: deque[Frame] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel, selectors.EVENT_READ, self._read_channel)
+        self._selector.register(console, selectors.EVENT_READ, self._read_console)
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes to the agent. Raises LabEndedError."""
+        try:
+            self._channel.sendall(data)
+        except OSError as error:
+            raise LabEndedError(f"it takes nothing any more ({error})", self.console_tail()) from None
+
+    def next_frame(self, deadline: float) -> Frame:
+        """The agent's next frame, waited for until `deadline` (of time.monotonic()).
+
+        Raises DeadlinePassed, LabEndedError, LabProtocolError.
+        """
+        while not self._frames:
+            left_s = deadline - time.monotonic()
+            ready = self._selector.select(left_s) if left_s > 0 else []
+            if not ready:
+                raise DeadlinePassed
+            # The console first: when the machine ends, what it said there is why.
+            for key, _ in sorted(ready, key=lambda event: event[0].data != self._read_console):
+                key.data()
+        return self._frames.popleft()
+
+    def console_tail(self) -> str:
+        """The last lines of the console so far."""
+        lines = self._console_tail.decode(errors="replace").replace("\r", "").strip().splitlines()
+        return "\n".join(f"    {line}" for line in lines[-CONSOLE_TAIL_LINES:]) or "    (nothing)"
+
+    def close(self) -> None:
+        """Kills the machine if it still runs. Idempotent."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        if self._console >= 0:
+            self._selector.close()
+            self._channel.close()
+            os.close(self._console)
+            self._console = -1
+
+    def _read_channel(self) -> None:
+        try:
+            received = self._channel.recv(_RECEIVE_BYTES)
+        except OSError:
+            received = b""
+        if not received:
+            raise LabEndedError("its machine has ended", self.console_tail())
+        try:
+            self._frames.extend(self._decoder.feed(received))
+        except WireError as error:
+            raise LabProtocolError(f"the lab's agent can't be understood: {error}") from None
+
+    def _read_console(self) -> None:
+        received = os.read(self._console, _RECEIVE_BYTES)
+        self._console_tail = (self._console_tail + received)[-_CONSOLE_TAIL_BYTES:]
+        if not received:
+            self._selector.unregister(self._console)
+
+
+def start_machine(command: Callable[[int], Sequence[str]]) -> Machine:
+    """Starts what `command` returns for the descriptor of the channel's far end. Raises LabStartError.
+
+    Prerequisite: called in the main thread. The parent-death signal comes when the *thread* ends that forked,
+    PR_SET_PDEATHSIG(2const).
+    """
+    ours, theirs = socket.socketpair()
+    console, console_writer = os.pipe()
+    arguments = command(theirs.fileno())
+    try:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=console_writer,
+            stderr=console_writer,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # the terminal's Ctrl-C is for us, and the lab ends with us
+        )
+    except OSError as error:
+        ours.close()
+        os.close(console)
+        raise LabStartError(arguments[0], error.strerror or str(error)) from None
+    finally:
+        theirs.close()
+        os.close(console_writer)
+    return Machine(process, ours, console)
