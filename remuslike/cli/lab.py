@@ -42,14 +42,13 @@ def run(command: tuple[str, ...], *, timeout_s: float) -> None:
     ends. Put -- before it. A lab that fails ends with status 1 and says so.
     """
     with Lab.boot(progress=_tell) as booted:
-        status, _ = booted.run(command, timeout_s, on_output=_pass_through)
-    sys.exit(status if status >= 0 else SIGNAL_STATUS - status)
-
-
-def _pass_through(kind: Kind, written: bytes) -> None:
-    stream = sys.stdout if kind is Kind.OUTPUT else sys.stderr
-    stream.buffer.write(written)
-    stream.buffer.flush()
+        running = booted.start(command, timeout_s)
+        for kind, written in running:
+            stream = sys.stdout if kind is Kind.OUTPUT else sys.stderr
+            stream.buffer.write(written)
+            stream.buffer.flush()
+    assert running.status is not None
+    sys.exit(running.status if running.status >= 0 else SIGNAL_STATUS - running.status)
 
 
 def _tell(line: str) -> None:

@@ -13,7 +13,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,30 +24,24 @@ NOT_FOUND_STATUS, NOT_EXECUTABLE_STATUS = 127, 126
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _RECEIVE_BYTES = 1 << 16
+_ASKED = (Kind.RUN, Kind.KILL, Kind.END)
 
 
 class Agent:
-    """Serves the channel `descriptor`, open for reading and writing, until END or its other side is gone."""
+    """Serves the channel `descriptor`, open for reading and writing, until END or until nobody is there."""
 
     def __init__(self, descriptor: int) -> None:
         self._channel = descriptor
         self._decoder = wire.Decoder()
-        self._frames: list[Frame] = []
+        self._over = False
 
     def serve(self) -> None:
         """Answers requests. Raises WireError for what is no request."""
         self._send(Frame(Kind.READY))
-        while self._receive():
-            for frame in self._taken():
-                match frame.kind:
-                    case Kind.RUN:
-                        self._send(Frame(Kind.EXIT, wire.encode_status(self._run(frame.payload))))
-                    case Kind.KILL:
-                        pass
-                    case Kind.END:
-                        return
-                    case _:
-                        raise WireError(f"{frame.kind.name} is not for the agent")
+        while not self._over:
+            for frame in self._receive():
+                if frame.kind is Kind.RUN:
+                    self._send(Frame(Kind.EXIT, wire.encode_status(self._run(frame.payload))))
 
     def _run(self, payload: bytes) -> int:
         request = wire.decode_request(payload)
@@ -65,8 +58,7 @@ class Agent:
             )
         except OSError as error:
             self._send(Frame(Kind.ERRORS, f"remuslike lab: {error.filename}: {error.strerror}\n".encode()))
-            found = not isinstance(error, FileNotFoundError)
-            return NOT_EXECUTABLE_STATUS if found else NOT_FOUND_STATUS
+            return NOT_FOUND_STATUS if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE_STATUS
         assert process.stdout is not None
         assert process.stderr is not None
         with process.stdout, process.stderr:
@@ -79,20 +71,19 @@ class Agent:
         return process.returncode
 
     def _attend(self, process: subprocess.Popen[bytes], outputs: dict[int, Kind]) -> None:
-        """Forwards what the command writes until it ends, by itself or by KILL."""
+        """Forwards what the command writes until it ends, by itself or because nobody wants it any more."""
         ended = os.pidfd_open(process.pid)
         try:
             while process.poll() is None:
                 readable, _, _ = select.select([ended, self._channel, *outputs], [], [])
                 self._forward(outputs, readable)
-                if self._channel in readable and (not self._receive() or self._asked_to_kill()):
-                    process.kill()
-                    process.wait()
+                if self._channel in readable:
+                    killed = any(frame.kind is Kind.KILL for frame in self._receive())
+                    if killed or self._over:
+                        process.kill()
+                        process.wait()
         finally:
             os.close(ended)
-
-    def _asked_to_kill(self) -> bool:
-        return any(frame.kind is Kind.KILL for frame in self._taken())
 
     def _forward(self, outputs: dict[int, Kind], readable: list[int]) -> None:
         for descriptor in outputs.keys() & set(readable):
@@ -101,15 +92,13 @@ class Agent:
             else:
                 del outputs[descriptor]
 
-    def _receive(self) -> bool:
-        """Whether the other side is still there."""
+    def _receive(self) -> list[Frame]:
         received = os.read(self._channel, _RECEIVE_BYTES)
-        self._frames += self._decoder.feed(received)
-        return bool(received)
-
-    def _taken(self) -> Iterator[Frame]:
-        while self._frames:
-            yield self._frames.pop(0)
+        frames = list(self._decoder.feed(received))
+        if wrong := [frame.kind.name for frame in frames if frame.kind not in _ASKED]:
+            raise WireError(f"{wrong[0]} is not for the agent")
+        self._over = not received or any(frame.kind is Kind.END for frame in frames)
+        return frames
 
     def _send(self, frame: Frame) -> None:
         left = memoryview(wire.encode(frame))

@@ -83,5 +83,5 @@ class OutputLimitError(LabCommandError):
     def __init__(self, arguments: Sequence[str], limit_bytes: int) -> None:
         super().__init__(
             f"{' '.join(arguments)} wrote more than {limit_bytes} bytes and was killed; take them as they"
-            " come (on_output), or write them to a file in the lab"
+            " come (Lab.start), or write them to a file in the lab"
         )

@@ -28,7 +28,10 @@ class DeadlinePassed(Exception):  # noqa: N818 - it says what happened, not that
 
 
 class Machine:
-    """A started machine, which has its console on a pipe and its agent behind a socket."""
+    """A started machine, which has its console on a pipe and its agent behind a socket.
+
+    One that has failed is closed before the error is raised.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, console: int) -> None:
         """`channel` leads to the agent, `console` is the pipe's read end; both are the machine's now."""
@@ -45,16 +48,35 @@ class Machine:
 
     def send(self, data: bytes) -> None:
         """Sends bytes to the agent. Raises LabEndedError."""
+        if self.closed:
+            raise self.ended("it was closed before")
         try:
             self._channel.sendall(data)
         except OSError as error:
-            raise LabEndedError(f"it takes nothing any more ({error})", self.console_tail()) from None
+            raise self.ended(f"it takes nothing any more ({error})") from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, by its owner or by a failure."""
+        return self._console < 0
+
+    def ended(self, reason: str) -> LabEndedError:
+        """Closes the machine; the error to raise."""
+        self.close()
+        return LabEndedError(reason, self.console_tail())
+
+    def misunderstood(self, reason: str) -> LabProtocolError:
+        """Closes the machine; the error to raise."""
+        self.close()
+        return LabProtocolError(f"the lab's agent can't be understood: {reason}")
 
     def next_frame(self, deadline: float) -> Frame:
         """The agent's next frame, waited for until `deadline` (of time.monotonic()).
 
         Raises DeadlinePassed, LabEndedError, LabProtocolError.
         """
+        if self.closed:
+            raise self.ended("it was closed before")
         while not self._frames:
             left_s = deadline - time.monotonic()
             ready = self._selector.select(left_s) if left_s > 0 else []
@@ -71,11 +93,11 @@ class Machine:
         return "\n".join(f"    {line}" for line in lines[-CONSOLE_TAIL_LINES:]) or "    (nothing)"
 
     def close(self) -> None:
-        """Kills the machine if it still runs. Idempotent."""
+        """Kills the machine if it still runs. Idempotent, never raises."""
         with suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
-        if self._console >= 0:
+        if not self.closed:
             self._selector.close()
             self._channel.close()
             os.close(self._console)
@@ -87,11 +109,11 @@ class Machine:
         except OSError:
             received = b""
         if not received:
-            raise LabEndedError("its machine has ended", self.console_tail())
+            raise self.ended("its machine has ended")
         try:
             self._frames.extend(self._decoder.feed(received))
         except WireError as error:
-            raise LabProtocolError(f"the lab's agent can't be understood: {error}") from None
+            raise self.misunderstood(str(error)) from None
 
     def _read_console(self) -> None:
         received = os.read(self._console, _RECEIVE_BYTES)

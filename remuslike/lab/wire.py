@@ -10,7 +10,8 @@ Frames: kind (1 byte), length of the payload (4 bytes, big-endian), payload.
                           <- EXIT status
     END                   ->
 
-One command runs at a time. KILL may cross EXIT: then nothing runs any more, and it is ignored.
+One command runs at a time. KILL may cross EXIT: then nothing runs any more, and it is ignored. END kills a
+command that runs.
 """
 
 from __future__ import annotations
