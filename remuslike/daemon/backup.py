@@ -26,9 +26,10 @@ from remuslike.daemon.listener import Listener
 from remuslike.daemon.protector import Protector
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
+from remuslike.engine.backup import BackupCore
 from remuslike.engine.effects import BackupEffect, Finish
 from remuslike.engine.events import BackupEvent, GuestEnd
+from remuslike.engine.phases import BackupPhase, BackupSettings
 from remuslike.engine.ports import StepHook
 from remuslike.errors import GuestError, HostError, RequestError, WitnessError
 from remuslike.guest.process import QemuProcess, start_qemu

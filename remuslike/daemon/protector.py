@@ -29,9 +29,10 @@ from remuslike.engine import events as on
 from remuslike.engine.effects import Finish, PrimaryEffect
 from remuslike.engine.events import GuestEnd, PrimaryEvent
 from remuslike.engine.handshake import Hello
+from remuslike.engine.phases import OnLoss, PrimarySettings
 from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.ports import StepHook, Witness
-from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
+from remuslike.engine.primary import PrimaryCore
 from remuslike.errors import GuestError, RequestError, WitnessError, first_message
 from remuslike.guest.running import QemuGuest
 from transport import Link

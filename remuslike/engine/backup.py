@@ -13,8 +13,6 @@ Pure: one event in, effects out. Invariants, between events:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
 from typing import assert_never
 
 from remuslike.engine import effects as do
@@ -22,29 +20,7 @@ from remuslike.engine import events as on
 from remuslike.engine.detector import Detector
 from remuslike.engine.effects import BackupEffect, ExitStatus, Finish
 from remuslike.engine.events import BackupEvent, Farewell
-
-
-class BackupPhase(Enum):
-    """Where the secondary stands. Its guest runs and its output is open in ACTIVE only."""
-
-    WAITING = "waiting"  # no primary
-    SYNCING = "syncing"  # a session without a base
-    STANDBY = "standby"  # could take over
-    CONTENDING = "contending"  # has lost its primary and asks the witness
-    ACTIVATING = "activating"  # has the grant
-    ACTIVE = "active"
-    ENDING = "ending"  # finishes applying what it acknowledged
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class BackupSettings:
-    """`window`: epochs acknowledged and not yet applied. As many again may wait whole for their
-    acknowledgement, which is more than any primary's window: one that sends more is not ours (P6)."""
-
-    detect_s: float
-    window: int = 8  # evens out a slow disk; a takeover may have to apply so many
-    witness_retry_s: float = 0.2
+from remuslike.engine.phases import BackupPhase, BackupSettings
 
 
 class BackupCore:
@@ -65,6 +41,7 @@ class BackupCore:
         self._linked = False
         self._granted = False
         self._retry_at: float | None = None
+        self._stop_asked = False
         self._final: Finish | None = None
 
     @property
@@ -83,7 +60,8 @@ class BackupCore:
         """Advance by one event; the effects are to be performed in order."""
         if self.phase is BackupPhase.ENDED:
             return []
-        if self.phase is BackupPhase.ENDING and not isinstance(event, on.Applied | on.ApplyFailed):
+        ends = on.Applied | on.ApplyFailed | on.StopRequested
+        if self.phase is BackupPhase.ENDING and not isinstance(event, ends):
             return []
         match event:
             case on.Tick():
@@ -127,7 +105,7 @@ class BackupCore:
             case on.GuestEnded():
                 return self._guest_ended(event)
             case on.StopRequested():
-                return self._finish(Finish(ExitStatus.CLEAN, "stopped as asked"), Farewell.LEAVING)
+                return self._stop()
             case _:
                 assert_never(event)
 
@@ -247,6 +225,8 @@ class BackupCore:
         self.generation = event.generation
         self.phase = BackupPhase.WAITING
         self.acknowledged = None
+        if self._stop_asked:
+            return self._finish(Finish(ExitStatus.CLEAN, "stopped as asked"), None)
         return []
 
     def _peer_left(self, event: on.PeerLeft) -> list[BackupEffect]:
@@ -263,6 +243,14 @@ class BackupCore:
                 assert_never(event.farewell)
 
     # --- ending ---------------------------------------------------------------------------------
+
+    def _stop(self) -> list[BackupEffect]:
+        if self._stop_asked:
+            return self._fail("stopped before it had finished")
+        self._stop_asked = True
+        if self.phase is BackupPhase.CONTENDING and not self._granted:
+            return []  # the answer decides: if it is ours, the primary will not run the guest
+        return self._finish(Finish(ExitStatus.CLEAN, "stopped as asked"), Farewell.LEAVING)
 
     def _guest_ended(self, event: on.GuestEnded) -> list[BackupEffect]:
         if self.phase is BackupPhase.ACTIVE and event.end is on.GuestEnd.SHUTDOWN:

@@ -19,7 +19,6 @@ Invariants, between events:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
@@ -28,40 +27,8 @@ from remuslike.engine import events as on
 from remuslike.engine.detector import Detector
 from remuslike.engine.effects import ExitStatus, Finish, PrimaryEffect
 from remuslike.engine.events import Farewell, GuestEnd, Pressure, PrimaryEvent
+from remuslike.engine.phases import OnLoss, Phase, PrimarySettings
 from remuslike.engine.policy import TriggerPolicy
-
-
-class Phase(Enum):
-    """Where the primary stands. Output is open in SOLO and in a SYNCING that follows it only."""
-
-    STARTING = "starting"  # asks the witness for leave to run at all
-    OPENING = "opening"  # has the grant; the buffers are letting out what they held
-    SOLO = "solo"  # runs unprotected
-    STALLED = "stalled"  # paused until a secondary joins
-    SYNCING = "syncing"  # a session without a base
-    PROTECTED = "protected"  # holds its output, epoch by epoch
-    CONTENDING = "contending"  # has lost its secondary and asks the witness
-    ENDED = "ended"
-
-
-class OnLoss(Enum):
-    """What a primary does without a secondary."""
-
-    SOLO = "solo"
-    STALL = "stall"
-
-
-@dataclass(frozen=True, slots=True)
-class PrimarySettings:
-    """`window`: epochs sent and unacknowledged; `depth`: epochs sealed and unreleased (the
-    shallowest buffer's); `witness_retry_s`: pause between questions to an unreachable witness."""
-
-    name: str
-    on_loss: OnLoss
-    detect_s: float
-    window: int
-    depth: int
-    witness_retry_s: float = 0.2
 
 
 class _Want(Enum):
@@ -93,6 +60,7 @@ class PrimaryCore:
         self._linked = False
         self._pressure = Pressure.NONE
         self._epoch_began = 0.0
+        self._awaiting_since = 0.0  # for how long the oldest acknowledgement has been due
         self._withheld = False  # the last checkpoint must be released before the guest resumes
         self._base: int | None = None  # the session's base, until it is acknowledged
         self._stalled_base = False  # the base was captured from a guest that stays paused
@@ -126,6 +94,8 @@ class PrimaryCore:
         if self.phase is Phase.ENDED:
             return []
         if self.checkpoint is not None and self._ends_something(event):
+            if isinstance(event, on.StopRequested) and event.__class__ in map(type, self._deferred):
+                return self._give_way(ExitStatus.FAILED, "stopped within a checkpoint that did not end")
             self._deferred.append(event)
             return []
         return self._dispatch(event)
@@ -198,7 +168,9 @@ class PrimaryCore:
         return []
 
     def _peer_connected(self) -> list[PrimaryEffect]:
-        idle = self.phase in (Phase.SOLO, Phase.STALLED) and self._drain_to is None
+        # A release under way still changes the disks that a synchronisation would compare.
+        releasing = bool(self.unreleased) and self.unreleased[0] <= self._release_asked
+        idle = self.phase in (Phase.SOLO, Phase.STALLED) and self._drain_to is None and not releasing
         if not idle or self._final is not None or self._want is not None:
             return [do.EndSession("this primary is not ready for a secondary")]
         return self._ask(_Want.GREET) if self.exposed else [do.Greet(self.generation)]
@@ -258,6 +230,8 @@ class PrimaryCore:
     def _captured(self, event: on.Captured) -> list[PrimaryEffect]:
         assert event.epoch == self.checkpoint, f"captured {event.epoch}, expected {self.checkpoint}"
         self.checkpoint = None
+        if not self.unacknowledged:
+            self._awaiting_since = event.now
         self.unacknowledged.append(event.epoch)
         self.exposed = True
         self._withheld = self._pressure is Pressure.FULL
@@ -288,6 +262,7 @@ class PrimaryCore:
             reason = f"the secondary acknowledged epoch {event.epoch}, expected {expected}"
             return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason))]
         epoch = self.unacknowledged.popleft()
+        self._awaiting_since = event.now
         if epoch != self._base:
             self._release_asked = epoch
             return [do.Release(epoch), *self._consider(event.now)]
@@ -341,14 +316,24 @@ class PrimaryCore:
     # --- losing the secondary -------------------------------------------------------------------
 
     def _tick(self, event: on.Tick) -> list[PrimaryEffect]:
-        silent = self._linked and self._detector.silent(event.now, event.last_heard)
-        if silent and self.checkpoint is None:
-            reason = f"the secondary has been silent for {(event.now - event.last_heard) * 1e3:.0f} ms"
+        reason = self._silence(event)
+        if reason is not None and self.checkpoint is None:
             return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason))]
         if self._retry_at is not None and event.now >= self._retry_at:
             self._retry_at = None
             return [do.AcquireWitness(self.generation), *self._consider(event.now)]
         return self._consider(event.now)
+
+    def _silence(self, event: on.Tick) -> str | None:
+        """Why the secondary counts as lost, if it does."""
+        if not self._linked:
+            return None
+        if self._detector.silent(event.now, event.last_heard):
+            return f"the secondary has been silent for {(event.now - event.last_heard) * 1e3:.0f} ms"
+        owed_s = event.now - self._awaiting_since if self.unacknowledged else 0.0
+        if owed_s >= self._settings.acknowledge_limit_s:
+            return f"the secondary has owed epoch {self.unacknowledged[0]} for {owed_s:.0f} s"
+        return None
 
     def _lost(self, now: float) -> list[PrimaryEffect]:
         if not self._linked:
@@ -441,6 +426,7 @@ class PrimaryCore:
         return self._ask(_Want.OPEN) if self.holding else self._finish(final)
 
     def _finish(self, final: Finish) -> list[PrimaryEffect]:
+        # A secondary without a base has half a copy: it waits for another primary.
+        farewell = Farewell.ENDED if self.phase is Phase.PROTECTED and self._linked else None
         self.phase = Phase.ENDED
-        farewell = Farewell.ENDED if self._linked else None
         return [do.DestroyGuest(final.message), do.EndSession(final.message, farewell), final]

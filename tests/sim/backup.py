@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupPhase
+from remuslike.engine.backup import BackupCore
+from remuslike.engine.phases import BackupPhase
 
 from .buffers import Buffer, Disk, Output
 from .faults import ContractError

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupPhase
+from remuslike.engine.backup import BackupCore
 from remuslike.engine.effects import BackupEffect, PrimaryEffect
 from remuslike.engine.events import BackupEvent, PrimaryEvent
-from remuslike.engine.primary import Phase, PrimaryCore
+from remuslike.engine.phases import BackupPhase, Phase
+from remuslike.engine.primary import PrimaryCore
 
 from .backup import BackupDriver
 from .primary import PrimaryDriver

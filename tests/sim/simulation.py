@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
+from remuslike.engine.backup import BackupCore
+from remuslike.engine.phases import BackupPhase, BackupSettings, OnLoss, PrimarySettings
 from remuslike.engine.policy import EpochPolicy
-from remuslike.engine.primary import OnLoss, PrimaryCore, PrimarySettings
+from remuslike.engine.primary import PrimaryCore
 
 from .backup import BackupDriver
 from .faults import ContractError, ViolationError
@@ -47,6 +48,7 @@ class Record:
 
     broken: set[str] = field(default_factory=set)  # died, or lost their QEMU or store
     stops: Counter[str] = field(default_factory=Counter)  # how often each was asked to stop
+    excused: set[str] = field(default_factory=set)  # asked to stop, and may have to go on
     powered_off: bool = False
 
 
@@ -233,6 +235,9 @@ class Simulation:
                     world.after(n * 0.02, lambda: primary.process.post(on.StopRequested(world.now)))
             case Kind.STOP_SECONDARY:
                 self.record.stops[secondary.process.name] += 1
+                # Asked while it contends, it goes on if the witness names it: nobody else would run the guest.
+                if secondary.core.phase is BackupPhase.CONTENDING:
+                    self.record.excused.add(secondary.process.name)
                 secondary.process.post(on.StopRequested(world.now))
             case Kind.POWER_OFF:
                 for guest in (primary.guest, secondary.guest):
@@ -314,7 +319,7 @@ class Simulation:
         everybody = self._hosts()
         for host in everybody:
             name, finished = host.process.name, host.process.finished
-            if self.record.stops[name] and host.process.alive:
+            if self.record.stops[name] and host.process.alive and name not in self.record.excused:
                 return f"{name} was asked to stop and has not"
             if finished is not None and (reason := self._unreasonable(name, finished.status.name)):
                 raise ViolationError("liveness", reason)

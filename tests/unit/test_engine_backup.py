@@ -6,9 +6,10 @@ import pytest
 
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
-from remuslike.engine.backup import BackupCore, BackupPhase, BackupSettings
+from remuslike.engine.backup import BackupCore
 from remuslike.engine.effects import BackupEffect, ExitStatus, Finish
 from remuslike.engine.events import BackupEvent, Farewell, GuestEnd
+from remuslike.engine.phases import BackupPhase, BackupSettings
 
 DETECT_S = 0.1
 
@@ -226,7 +227,7 @@ def test_a_stop_finishes_applying_so_that_the_disks_are_one_epoch() -> None:
     core = standby()
     feed(core, *epoch(2), *epoch(3), *epoch(4))
     assert feed(core, on.StopRequested(0.1)) == [do.EndSession("stopped as asked", Farewell.LEAVING)]
-    assert feed(core, on.LinkLost(0.1, "closed"), on.Tick(1.0, 0.0), on.StopRequested(1.0)) == []
+    assert feed(core, on.LinkLost(0.1, "closed"), on.Tick(1.0, 0.0)) == []
     assert feed(core, on.Applied(0.2, 2)) == [do.Apply(3)]
     assert feed(core, on.Applied(0.3, 3)) == [
         do.DestroyGuest("stopped as asked"),
@@ -281,3 +282,24 @@ def test_an_active_guest_that_powers_off_ends_in_order() -> None:
 def test_an_active_guest_that_dies_is_a_failure() -> None:
     ended = on.GuestEnded(1.0, GuestEnd.DIED, "gone")
     assert feed(active(), ended)[-1] == Finish(ExitStatus.GUEST_DIED, "gone")
+
+
+def test_a_second_stop_does_not_wait_for_a_disk_that_hangs() -> None:
+    core = standby()
+    feed(core, *epoch(2), on.StopRequested(0.1))
+    assert core.phase is BackupPhase.ENDING
+    ended = feed(core, on.StopRequested(5.0))
+    assert ended[-1] == do.Finish(ExitStatus.FAILED, "stopped before it had finished")
+
+
+def test_a_stop_while_contending_waits_for_the_answer() -> None:
+    refused, granted = standby(), standby()
+    for core in (refused, granted):
+        feed(core, on.LinkLost(0.1, "cut"))
+        assert feed(core, on.StopRequested(0.2)) == []
+    ended = feed(refused, on.WitnessRefused(0.3, "alpha", 8))
+    assert ended[-1] == do.Finish(ExitStatus.CLEAN, "stopped as asked")
+    feed(granted, on.WitnessGranted(0.3, 8))
+    assert granted.phase in (BackupPhase.CONTENDING, BackupPhase.ACTIVATING)
+    ended = feed(granted, on.StopRequested(0.4))
+    assert ended[-1].status is ExitStatus.FAILED

@@ -10,8 +10,9 @@ from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.effects import ExitStatus, Finish, PrimaryEffect
 from remuslike.engine.events import Farewell, GuestEnd, Pressure, PrimaryEvent
+from remuslike.engine.phases import OnLoss, Phase, PrimarySettings
 from remuslike.engine.policy import EpochPolicy
-from remuslike.engine.primary import OnLoss, Phase, PrimaryCore, PrimarySettings
+from remuslike.engine.primary import PrimaryCore
 
 EPOCH_S = 0.025
 DETECT_S = 0.1
