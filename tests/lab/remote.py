@@ -1,0 +1,123 @@
+"""Outside the lab: has the tests marked `lab` run there, and reports each as its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from lab.inside import Outcome, decode, without_outcomes
+from remuslike.lab.errors import LabError
+from remuslike.lab.lab import Lab, Running
+
+TIMEOUT_S = 600
+"""For all tests in the lab together; they should take four minutes at most."""
+
+OUTPUT_TAIL_CHARACTERS = 4000
+
+_NOT_FOR_THE_LAB = {"PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTHONDONTWRITEBYTECODE"}
+"""The options are for the outside; and what Python compiles in the lab is for the next test there."""
+
+
+class Remote:
+    """The lab of this test run, booted when it is first needed, and the pytest that runs in it."""
+
+    def __init__(self) -> None:
+        self._lab: Lab | None = None
+        self._boot_failure: LabError | None = None
+        self._running: Running | None = None
+        self._output = ""
+        self._outcomes: dict[str, Outcome] = {}
+
+    def lab(self) -> Lab:
+        """The lab, idle: if tests run there, they run to their end first."""
+        if shutil.which("qemu-system-x86_64") is None:
+            pytest.skip("qemu-system-x86_64 isn't installed")
+        if self._boot_failure is not None:
+            raise self._boot_failure
+        if self._lab is None:
+            try:
+                self._lab = Lab.boot()
+            except LabError as error:
+                self._boot_failure = error
+                raise
+        if self._running is not None:
+            while self._read():
+                pass
+        return self._lab
+
+    def outcome(self, node: str, nodes: Sequence[str]) -> Outcome:
+        """What `node` came to; if none of `nodes` has run yet, all are. Raises LabError."""
+        if self._running is None:
+            environment = {name: text for name, text in os.environ.items() if name not in _NOT_FOR_THE_LAB}
+            arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *nodes]
+            self._running = self.lab().start(arguments, TIMEOUT_S, environment=environment)
+        while node not in self._outcomes and self._read():
+            pass
+        tail = self._output[-OUTPUT_TAIL_CHARACTERS:]
+        text = f"pytest in the lab ended with status {self._running.status} before this test:\n{tail}"
+        return self._outcomes.get(node, Outcome(node, "failed", text))
+
+    def close(self) -> None:
+        """Ends the lab if there is one."""
+        if self._lab is not None:
+            self._lab.close()
+
+    def _read(self) -> bool:
+        """Takes in the next part of the output; False when there is no more."""
+        assert self._running is not None
+        part = next(self._running, None)
+        if part is None:
+            return False
+        self._output += part[1].decode(errors="replace")
+        self._outcomes |= {outcome.node: outcome for outcome in decode(self._output)}
+        self._output = without_outcomes(self._output)
+        return True
+
+
+class FailedInTheLab(Exception):  # noqa: N818 - the name is what the report shows
+    """A test failed in the lab. Its argument is the traceback there."""
+
+
+class LabItem(pytest.Item):
+    """Stands for a test that runs in the lab."""
+
+    def __init__(self, *, original: pytest.Item, remote: Remote, nodes: list[str], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._original = original
+        self._remote = remote
+        self._nodes = nodes
+
+    def runtest(self) -> None:
+        """Waits for what the test comes to in the lab, and comes to the same."""
+        outcome = self._remote.outcome(self.nodeid, self._nodes)
+        for name, text in outcome.sections:
+            stream, _, phase = name.removeprefix("Captured ").rpartition(" ")
+            self.add_report_section(phase, stream, text)
+        if outcome.outcome == "skipped":
+            pytest.skip(f"in the lab: {outcome.text.removeprefix('Skipped: ')}")
+        if outcome.outcome != "passed":
+            raise FailedInTheLab(outcome.text)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *arguments: Any) -> Any:
+        """The traceback in the lab, or why there is none."""
+        if isinstance(excinfo.value, FailedInTheLab | LabError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, *arguments)
+
+    def reportinfo(self) -> Any:
+        return self._original.reportinfo()
+
+
+def replace_lab_items(items: list[pytest.Item], remote: Remote) -> None:
+    """Puts a LabItem in the place of each test marked `lab`."""
+    nodes = [item.nodeid for item in items if item.get_closest_marker("lab")]
+    for place, item in enumerate(items):
+        if item.get_closest_marker("lab"):
+            items[place] = LabItem.from_parent(
+                item.parent, name=item.name, original=item, remote=remote, nodes=nodes
+            )
