@@ -1,9 +1,12 @@
 """Holds what a guest sends to the network until its epoch is safe, and then lets it out in a burst."""
 
 from netbuf.announce import rarp_frame
+from netbuf.choice import Choice, Hold, Wish, choose, make_hold
 from netbuf.errors import (
     AnnounceError,
     BridgeError,
+    BrokenError,
+    HoldBrokenError,
     HoldError,
     HostError,
     InterfaceNameError,
@@ -20,17 +23,25 @@ from netbuf.errors import (
     SealError,
     SettingError,
     StateError,
+    TapError,
     TunDeviceError,
 )
-from netbuf.ledger import BufferStatistics, HoldState, Pressure
-from netbuf.tap import GuestTap
+from netbuf.ledger import Backend, BufferStatistics, HoldState, Pressure
+from netbuf.plughold import PlugHold
+from netbuf.tap import Guest, GuestTap
 from netbuf.taphold import TapHold
 
 __all__ = [
     "AnnounceError",
+    "Backend",
     "BridgeError",
+    "BrokenError",
     "BufferStatistics",
+    "Choice",
+    "Guest",
     "GuestTap",
+    "Hold",
+    "HoldBrokenError",
     "HoldError",
     "HoldState",
     "HostError",
@@ -43,13 +54,18 @@ __all__ = [
     "NameClashError",
     "NetbufError",
     "OpenError",
+    "PlugHold",
     "Pressure",
     "PrivilegeError",
     "ReleaseError",
     "SealError",
     "SettingError",
     "StateError",
+    "TapError",
     "TapHold",
     "TunDeviceError",
+    "Wish",
+    "choose",
+    "make_hold",
     "rarp_frame",
 ]

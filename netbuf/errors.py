@@ -9,6 +9,7 @@
     │   └── AnnounceError                announce()
     ├── SettingError                 a name or number can't be used
     │   ├── InterfaceNameError           no name for an interface
+    │   ├── TapError                     no such tap
     │   ├── NameClashError               the interface exists already
     │   ├── BridgeError                  no such bridge
     │   ├── LimitError                   a limit that holds nothing
@@ -16,9 +17,11 @@
     ├── HostError                    this machine can't do it
     │   ├── PrivilegeError               no CAP_NET_ADMIN
     │   ├── TunDeviceError               no /dev/net/tun
-    │   ├── KernelModuleError            a traffic control module is missing
+    │   ├── KernelModuleError            a kernel module is missing
     │   └── KernelRefusedError           the kernel refused for another reason
-    └── InterfaceVanishedError       an interface of ours was deleted by somebody else
+    └── BrokenError                  somebody else took a hold apart
+        ├── InterfaceVanishedError       an interface of ours was deleted
+        └── HoldBrokenError              the kernel's queue is not as we left it
 
 None of them ever lets a frame out: after each, output is as closed as it was before.
 """
@@ -66,6 +69,10 @@ class InterfaceNameError(SettingError):
     """The name can't name our interfaces: the configuration's fault."""
 
 
+class TapError(SettingError):
+    """The interface that should be the guest's tap is missing or none: the caller's fault."""
+
+
 class NameClashError(SettingError):
     """An interface of that name, or a filter on it, exists: the configuration's fault, or a leftover's."""
 
@@ -95,15 +102,29 @@ class TunDeviceError(HostError):
 
 
 class KernelModuleError(HostError):
-    """The kernel lacks a traffic control module: the machine's fault."""
+    """The kernel lacks a module that the hold is made of: the machine's fault."""
 
 
 class KernelRefusedError(HostError):
     """The kernel refused a step of the set-up for a reason that we don't foresee: the machine's fault."""
 
 
-class InterfaceVanishedError(NetbufError):
+class BrokenError(NetbufError):
+    """Base of the holds that somebody else took apart: that one's fault. Never raised itself.
+
+    The buffer is of no further use; the guest's frames are dropped from now on.
+    """
+
+
+class InterfaceVanishedError(BrokenError):
     """An interface of ours is gone: the fault of whoever deleted it.
 
-    What was held stays held. The guest's frames are dropped from now on; the buffer is of no further use.
+    What a tap hold holds stays held; what a plug holds goes with its interface, and leaves neither.
+    """
+
+
+class HoldBrokenError(BrokenError):
+    """The plug was replaced, emptied or unplugged behind our back: the fault of whoever did it.
+
+    What the kernel would let out next is unknown, so the hold has been cut, and what it held is dropped.
     """

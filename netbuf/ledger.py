@@ -26,6 +26,13 @@ from enum import StrEnum
 from netbuf.errors import HoldError, LimitError, OpenError, ReleaseError, SealError
 
 
+class Backend(StrEnum):
+    """Where the frames wait."""
+
+    PLUG = "plug"  # in the kernel: an IFB whose queueing discipline is sch_plug
+    TAP = "tap"  # in this process
+
+
 class HoldState(StrEnum):
     """What becomes of an output that the guest emits now."""
 
@@ -54,6 +61,7 @@ class BufferStatistics:
     `peak_bytes` is the largest `held_bytes` so far. `open_epoch` is None except while holding.
     """
 
+    backend: Backend
     state: HoldState
     open_epoch: int | None
     sealed_epochs: tuple[int, ...]
@@ -78,13 +86,17 @@ class _Account:
 class Ledger:
     """The account book of one buffer; see the head of this module."""
 
-    def __init__(self, *, depth: int, limit_bytes: int) -> None:
-        """Start `closed` and empty. Raises `LimitError` for a depth or limit under 1."""
+    def __init__(self, *, depth: int, limit_bytes: int, backend: Backend = Backend.TAP) -> None:
+        """Start `closed` and empty; `backend` is only told on.
+
+        Raises `LimitError` for a depth or limit under 1.
+        """
         if depth < 1:
             raise LimitError(f"depth={depth}: a buffer holds at least 1 sealed epoch; set depth to 1 or more")
         if limit_bytes < 1:
             raise LimitError(f"limit_bytes={limit_bytes}: nothing could be held; set it to 1 or more")
         self.depth = depth
+        self._backend = backend
         self.limit_bytes = limit_bytes
         self.state = HoldState.CLOSED
         self.held_items = 0
@@ -114,6 +126,11 @@ class Ledger:
         return self._sealed[0].items if self._sealed else 0
 
     @property
+    def leaving(self) -> bool:
+        """Whether a release or an opening is under way."""
+        return self._leaving
+
+    @property
     def opening(self) -> bool:
         """Whether an opening is under way: the open epoch should not grow meanwhile."""
         return self._opening
@@ -123,17 +140,21 @@ class Ledger:
         """Whether others may already know of the guest: open, or holding after having been open."""
         return self._opened_before and self.state in (HoldState.OPEN, HoldState.HOLDING)
 
-    def hold(self, epoch: int) -> None:
-        """Outputs belong to `epoch` from now on. Prerequisite: closed or open, and a new epoch.
-
-        Raises `HoldError`, and then nothing has changed.
-        """
+    def check_hold(self, epoch: int) -> None:
+        """Raise `HoldError` unless `hold(epoch)` is allowed now."""
         if self.state not in (HoldState.CLOSED, HoldState.OPEN):
             raise HoldError(f"hold({epoch}) while {self.state}: hold only a buffer that is closed or open")
         if self._opening:
             raise HoldError(f"hold({epoch}) while open() is under way: wait for it or cancel it first")
         if epoch <= self._newest_sealed:
             raise HoldError(f"hold({epoch}) after seal({self._newest_sealed}): epochs start at 1 and rise")
+
+    def hold(self, epoch: int) -> None:
+        """Outputs belong to `epoch` from now on. Prerequisite: closed or open, and a new epoch.
+
+        Raises `HoldError`, and then nothing has changed.
+        """
+        self.check_hold(epoch)
         self.state = HoldState.HOLDING
         self._current = _Account(epoch)
 
@@ -226,21 +247,56 @@ class Ledger:
     def left(self, size_bytes: int, *, delivered: bool) -> None:
         """The oldest held output has left, or was lost at the door if not `delivered`."""
         assert self._leaving, "an output left outside of release and open"
+        self._depart(self._oldest(), 1, size_bytes, delivered=delivered)
+
+    def left_together(self, items: int, size_bytes: int, *, lost_items: int = 0) -> None:
+        """The `items` oldest held outputs have left, for a backend that counts them and doesn't see each.
+
+        `size_bytes` is their measure where they are not the whole of an epoch: then that epoch's own counts.
+        `lost_items` of them were lost at the door. Prerequisite: at least `items` are held.
+        """
+        while items:
+            account = self._oldest()
+            count = min(items, account.items)
+            share = account.size_bytes if count == account.items else min(size_bytes, account.size_bytes)
+            lost = min(lost_items, count)
+            self._depart(account, lost, 0, delivered=False)
+            self._depart(account, count - lost, share, delivered=True)
+            items, size_bytes, lost_items = items - count, max(0, size_bytes - share), lost_items - lost
+
+    def carry_over(self) -> int:
+        """What has not left of the oldest sealed epoch belongs to the next one after all; how many those are.
+
+        For a backend whose count at the seal may include outputs that came while it was made.
+        """
+        account = self._sealed[0]
+        heir = self._sealed[1] if len(self._sealed) > 1 else self._current
+        assert heir is not None, f"epoch {account.epoch} is sealed while {self.state}"
+        carried = account.items
+        heir.items += carried
+        heir.size_bytes += account.size_bytes
+        account.items = account.size_bytes = 0
+        return carried
+
+    def _oldest(self) -> _Account:
         if self._opening:
             while self._sealed and not self._sealed[0].items:
                 self._sealed.popleft()
         account = self._sealed[0] if self._sealed else self._current
         assert account is not None, f"an output left while {self.state}"
         assert account.items > 0, f"more outputs left than epoch {account.epoch} held"
-        account.items -= 1
+        return account
+
+    def _depart(self, account: _Account, items: int, size_bytes: int, *, delivered: bool) -> None:
+        account.items -= items
         account.size_bytes -= size_bytes
-        self.held_items -= 1
+        self.held_items -= items
         self.held_bytes -= size_bytes
         if delivered:
-            self._released_items += 1
+            self._released_items += items
             self._released_bytes += size_bytes
         else:
-            self._dropped_items += 1
+            self._dropped_items += items
         self._told = min(self._told, self.pressure, key=_RANK.__getitem__)
 
     def discard(self) -> None:
@@ -272,6 +328,7 @@ class Ledger:
     def statistics(self, *, dropped_elsewhere_items: int = 0) -> BufferStatistics:
         """A snapshot; `dropped_elsewhere_items` is what the kernel's own counters add to the losses."""
         return BufferStatistics(
+            backend=self._backend,
             state=self.state,
             open_epoch=self.open_epoch,
             sealed_epochs=tuple(account.epoch for account in self._sealed),

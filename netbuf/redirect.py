@@ -24,6 +24,7 @@ from netbuf.errors import (
     NetbufError,
     PrivilegeError,
 )
+from netbuf.plugwire import PLUG_HANDLE
 
 # How many frames a TAP keeps for its reader. About 0.1 s of full-size frames at 1 Gbit/s, which is longer
 # than any checkpoint pauses a guest or any turn of the event loop lasts; the ring itself takes 80 KiB.
@@ -35,6 +36,10 @@ RING_FRAMES = 10_000
 NO_IPV6_MTU_BYTES = 1279
 
 _ADDRESS_GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+# By its address an IFB is known as a hold of ours; it is on no LAN, so all have the same.
+HOLD_ADDRESS = "fe:6e:65:74:62:66"
+
+_REACHABLE = 0x02  # NUD_REACHABLE of linux/neighbour.h: an entry that ages
 _ETH_P_ALL = 3  # linux/if_ether.h
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
 _ANY_CLASS = 0x10001  # u32 wants to name a class; the action decides before anybody looks at it
@@ -54,6 +59,18 @@ class Bridge:
     name: str
     index: int
     mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of this network namespace; `master` is the index of its bridge, 0 if it has none."""
+
+    name: str
+    index: int
+    kind: str
+    address: str
+    alias: str
+    master: int
 
 
 class Network:
@@ -86,6 +103,20 @@ class Network:
             raise BridgeError(f"bridge={name!r} is an interface of kind {kind!r}; name one of kind 'bridge'")
         return Bridge(name, int(found[0]), int(link.get_attr("IFLA_MTU")))
 
+    def link(self, interface: str) -> Link | None:
+        """What is known of `interface`; None if there is none."""
+        found = self._netlink.link_lookup(ifname=interface)
+        if not found:
+            return None
+        with _refusals(f"looking at interface {interface!r}"):
+            (message,) = self._netlink.link("get", index=found[0])
+        return _link(message)
+
+    def links(self) -> list[Link]:
+        """All interfaces."""
+        with _refusals("listing interfaces"):
+            return [_link(message) for message in self._netlink.get_links()]
+
     def quieten(self, interface: str, *, mtu_bytes: int) -> None:
         """Make a TAP of ours fit to carry a guest's frames: the host itself sends none over it.
 
@@ -103,6 +134,47 @@ class Network:
         except NetlinkError as error:
             if error.code != errno.EAFNOSUPPORT:  # a kernel without IPv6 generates no address either
                 raise _refused(error, f"silencing interface {interface!r}") from error
+
+    def create_hold(self, name: str, *, limit_bytes: int) -> None:
+        """Make an IFB whose root is a plug that holds whatever comes, and bring it up.
+
+        It bears HOLD_ADDRESS from its first instant, so a leftover is always recognised.
+        Raises `KernelModuleError` by name, `NameClashError`.
+        """
+        try:
+            self._netlink.link(
+                "add",
+                ifname=name,
+                kind="ifb",
+                address=HOLD_ADDRESS,
+                mtu=NO_IPV6_MTU_BYTES,
+                txqlen=RING_FRAMES,
+            )
+        except NetlinkError as error:
+            raise _not_created(error, name) from error
+        index = self.index(name)
+        with _refusals(f"plugging {name!r}", module="sch_plug"):
+            self._netlink.tc(
+                "add",
+                "plug",
+                index=index,
+                parent=_ROOT,
+                handle=PLUG_HANDLE,
+                action="TCQ_PLUG_LIMIT",
+                limit=limit_bytes,
+            )
+        self.up(name)
+
+    def delete(self, interface: str) -> None:
+        """Delete `interface`; what waits in it is dropped. Nothing happens if it is gone already."""
+        found = self._netlink.link_lookup(ifname=interface)
+        if not found:
+            return
+        try:
+            self._netlink.link("del", index=found[0])
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise _refused(error, f"deleting {interface!r}") from error
 
     def redirect(self, source: str, hook: Hook, target: str) -> None:
         """Every frame that passes `hook` of `source` goes out of `target` and nowhere else.
@@ -138,6 +210,34 @@ class Network:
             filters = list(self._netlink.get_filters(index=source_index, parent=int(hook)))
         return sum(_overlimits(entry) for entry in filters)
 
+    def redirects(self, source_index: int) -> list[int]:
+        """The indices to which ingress filters of an interface redirect, 0 for one that is gone.
+
+        Raises `NameClashError` if there are filters of another kind.
+        """
+        about = f"reading the filters of interface {source_index}"
+        try:
+            filters = list(self._netlink.get_filters(index=source_index, parent=int(Hook.INGRESS)))
+        except NetlinkError as error:
+            if error.code in (errno.EINVAL, errno.EOPNOTSUPP):  # no clsact
+                return []
+            raise _refused(error, about) from error
+        targets = []
+        for entry in filters:
+            if entry.get_attr("TCA_KIND") != "u32":
+                raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
+            targets += [_target(action, about) for action in _actions(entry)]
+        return targets
+
+    def unhook(self, source: str) -> None:
+        """Remove all ingress and egress filters of `source`. Prerequisite: it is down."""
+        index = self.index(source)
+        try:
+            self._netlink.tc("del", "clsact", index=index)
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.EINVAL):  # none there
+                raise _refused(error, f"removing the filters of {source!r}") from error
+
     def enslave(self, interface: str, bridge: Bridge) -> None:
         """Make `interface` a port of `bridge`.
 
@@ -151,6 +251,30 @@ class Network:
             self._netlink.link("set", index=index, address=address)
             self._netlink.link("set", index=index, master=bridge.index)
 
+    def part(self, interface: str) -> None:
+        """Take `interface` out of its bridge, if it is in one."""
+        index = self.index(interface)
+        with _refusals(f"taking {interface!r} out of its bridge"):
+            self._netlink.link("set", index=index, master=0)
+
+    def learn(self, interface: str, address: str) -> None:
+        """Have the bridge of `interface` know that the station `address` is behind it, until that ages."""
+        index = self.index(interface)
+        with _refusals(f"telling the bridge of {interface!r} of {address}"):
+            self._netlink.fdb("replace", ifindex=index, lladdr=address, state=_REACHABLE)
+
+    def describe(self, interface: str, alias: str) -> None:
+        """Write `alias` on `interface`."""
+        index = self.index(interface)
+        with _refusals(f"describing {interface!r}"):
+            self._netlink.link("set", index=index, IFLA_IFALIAS=alias)
+
+    def down(self, interface: str) -> None:
+        """Take `interface` down."""
+        index = self.index(interface)
+        with _refusals(f"taking {interface!r} down"):
+            self._netlink.link("set", index=index, state="down")
+
     def up(self, interface: str) -> None:
         """Bring `interface` up."""
         index = self.index(interface)
@@ -158,14 +282,48 @@ class Network:
             self._netlink.link("set", index=index, state="up")
 
 
-def _overlimits(entry: Any) -> int:
-    """The overlimits of all actions of one filter message; a u32 dump also has messages without any."""
+def _link(message: Any) -> Link:
+    information = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=int(message["index"]),
+        kind=(information.get_attr("IFLA_INFO_KIND") if information else None) or "",
+        address=message.get_attr("IFLA_ADDRESS") or "",
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        master=int(message.get_attr("IFLA_MASTER") or 0),
+    )
+
+
+def _actions(entry: Any) -> list[Any]:
+    """The actions of one filter message; a u32 dump also has messages without any."""
     options = entry.get_attr("TCA_OPTIONS")
     actions = options.get_attr("TCA_U32_ACT") if hasattr(options, "get_attr") else None
-    if actions is None:
-        return 0
-    statistics = [action.get_attr("TCA_ACT_STATS") for _, action in actions["attrs"]]
+    return [] if actions is None else [action for _, action in actions["attrs"]]
+
+
+def _overlimits(entry: Any) -> int:
+    statistics = [action.get_attr("TCA_ACT_STATS") for action in _actions(entry)]
     return sum(int(each.get_attr("TCA_STATS_QUEUE")["overlimits"]) for each in statistics if each)
+
+
+def _target(action: Any, about: str) -> int:
+    options = action.get_attr("TCA_ACT_OPTIONS")
+    parameters = options.get_attr("TCA_MIRRED_PARMS") if hasattr(options, "get_attr") else None
+    if parameters is None:
+        raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
+    return int(parameters["ifindex"])
+
+
+def _not_created(error: NetlinkError, name: str) -> NetbufError:
+    match error.code:
+        case errno.EEXIST:
+            return NameClashError(f"interface {name!r} exists already; delete it or choose another name")
+        case errno.EOPNOTSUPP:
+            return KernelModuleError(
+                f"creating {name!r}: this kernel has no ifb; install the distribution's full kernel modules"
+            )
+        case _:
+            return _refused(error, f"creating {name!r}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from contextlib import suppress
+from typing import Protocol
 
 from netbuf.errors import (
     InterfaceNameError,
@@ -90,10 +91,19 @@ class Tap:
                 os.close(descriptor)
 
 
+class Guest(Protocol):
+    """A guest's tap, down and in no bridge; the names of a hold's interfaces begin with `prefix`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+
+
 class GuestTap:
     """The TAP that QEMU opens through an inherited descriptor (`-netdev tap,fd=N`).
 
-    It stays down until a `TapHold` has redirected its ingress: so no frame of the guest ever reaches the
+    It stays down until a hold has redirected its ingress: so no frame of the guest ever reaches the
     host's own network stack. It is in no bridge and has no address.
     """
 

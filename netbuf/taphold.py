@@ -29,7 +29,7 @@ from netbuf.announce import ETH_HEADER_BYTES
 from netbuf.errors import AnnounceError, InterfaceVanishedError
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
-from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, GuestTap
+from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, Guest
 from netbuf.wiring import TapWiring, Wiring
 
 # Frames moved before other tasks get their turn: at some 10 µs each, well under 1 ms.
@@ -51,12 +51,12 @@ class TapHold:
 
     def __init__(
         self,
-        guest: GuestTap,
+        guest: Guest,
         bridge: str,
         limit_bytes: int,
         depth: int = 2,
         *,
-        wire: Callable[[GuestTap, str], Wiring] = TapWiring,
+        wire: Callable[[Guest, str], Wiring] = TapWiring,
     ) -> None:
         """Start `closed`: the guest's frames wait in the hold's ring, and none reaches the guest.
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from netbuf.errors import NetbufError
 from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network
-from netbuf.tap import GuestTap, Tap
+from netbuf.tap import Guest, Tap
 
 
 class Wiring(Protocol):
@@ -48,7 +48,7 @@ class Wiring(Protocol):
 class TapWiring:
     """The real wiring, in the network namespace in which it is made."""
 
-    def __init__(self, guest: GuestTap, bridge: str) -> None:
+    def __init__(self, guest: Guest, bridge: str) -> None:
         """Set all up around `guest`, and bring it up; the outlet stays down, a port of `bridge`.
 
         Raises errors of `netbuf.errors`; then only the guest tap is left, down or without a way out.

@@ -1,0 +1,160 @@
+"""What a killed holder may leave behind, and how the next one deals with it.
+
+TAPs vanish with their holder and its QEMU. An IFB stays, with the frames that wait in it, and so do the
+filters of a tap that another process owns. As long as they stay they let nothing out. They are removed in the
+order that keeps it so: the guest tap down and out of its bridge, the IFB with all that it holds, and last the
+filters.
+
+Who holds is known by a lock: an abstract UNIX socket (unix(7)), which belongs to the network namespace as the
+interfaces do, and which the kernel frees with the process however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+
+from netbuf.errors import BridgeError, InterfaceNameError, NameClashError, NetbufError, TapError
+from netbuf.redirect import HOLD_ADDRESS, Link, Network
+from netbuf.tap import checked_prefix
+
+HOLD_SUFFIX = "i"
+
+# Written on a tap that was taken out of its bridge, so that it can be put back.
+_PORT_OF = "netbuf: port of "
+
+
+class HoldLock:
+    """The right to hold by the IFB `name`; freed by `close` or with the process."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, name: str) -> None:
+        """Take it. Raises `NameClashError` if a living process has it."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind(f"\0netbuf.hold.{name}")
+        except OSError as error:
+            self._socket.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise NameClashError(f"hold {name!r} belongs to a running process; end that one first") from error
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        self._socket.close()
+
+
+def is_hold(link: Link) -> bool:
+    """Whether it is an IFB that this package has made."""
+    return link.kind == "ifb" and link.address == HOLD_ADDRESS
+
+
+def clear(network: Network, guest: str, hold: str) -> None:
+    """Remove what a predecessor has left of `hold` and on `guest`, which ends down and in no bridge.
+
+    Prerequisite: the lock of `hold`. Raises `NameClashError` for what is not a leftover of ours.
+    """
+    found = network.link(hold)
+    if found is not None and not is_hold(found):
+        raise NameClashError(f"interface {hold!r} exists already and is no hold; delete it or rename the tap")
+    index = network.index(guest)
+    strangers = set(network.redirects(index)) - {0, found.index if found else 0}
+    if strangers:
+        raise NameClashError(
+            f"{guest!r} is redirected to interface {min(strangers)}, which is no leftover; "
+            f"end who holds it, or create a new guest tap"
+        )
+    network.down(guest)
+    network.part(guest)
+    network.delete(hold)
+    network.unhook(guest)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedTap:
+    """The tap of a QEMU that somebody else runs, taken out of its bridge; `prefix` begins our names."""
+
+    name: str
+    prefix: str
+    bridge: str
+
+
+def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
+    """Take the tap `name` out of `bridge`, or of the one in which it is or was before a holder was killed.
+
+    Raises `TapError`, `BridgeError`, `NameClashError`. On success the tap is down and in no bridge, as a new
+    one would be.
+    """
+    link = network.link(name)
+    if link is None:
+        raise TapError(f"tap={name!r} doesn't exist; name the tap of a running guest (ip -d link)")
+    if link.kind != "tun":
+        raise TapError(f"tap={name!r} is an interface of kind {link.kind!r}; name one of kind 'tun'")
+    try:
+        prefix = checked_prefix(name)
+    except InterfaceNameError as error:
+        raise TapError(f"tap={name!r} is too long to name a hold after; rename it") from error
+    named = bridge or _bridge_of(network, link)
+    if named is None:
+        raise BridgeError(f"tap={name!r} is in no bridge; say in which its guest's LAN is by bridge")
+    network.bridge(named)
+    hold = prefix + HOLD_SUFFIX
+    lock = HoldLock(hold)
+    try:
+        network.describe(name, _PORT_OF + named)
+        clear(network, name, hold)
+    finally:
+        lock.close()
+    return AttachedTap(name, prefix, named)
+
+
+def clean(network: Network) -> list[str]:
+    """Remove all leftovers in this network namespace; what was done, a line each.
+
+    A tap that `attach` had taken out of its bridge goes back and passes frames unheld; one that a daemon made
+    stays down. What a living process holds is left alone, and said.
+    """
+    lines = []
+    for link in network.links():
+        if is_hold(link):
+            try:
+                lock = HoldLock(link.name)
+            except NameClashError:
+                lines.append(f"{link.name}: in use, left alone")
+                continue
+            network.delete(link.name)
+            lock.close()
+            lines.append(f"{link.name}: removed, with all that it held")
+    for link in network.links():
+        if link.kind == "tun" and _is_cut_off(network, link):
+            network.down(link.name)
+            network.unhook(link.name)
+            lines.append(f"{link.name}: {_put_back(network, link)}")
+    return lines
+
+
+def _is_cut_off(network: Network, link: Link) -> bool:
+    try:
+        targets = network.redirects(link.index)
+    except NetbufError:
+        return False  # somebody else's filters
+    return bool(targets) and not any(targets)
+
+
+def _put_back(network: Network, link: Link) -> str:
+    named = _bridge_of(network, link)
+    if named is None:
+        return "no longer redirected, left down"
+    network.enslave(link.name, network.bridge(named))
+    network.describe(link.name, "")
+    network.up(link.name)
+    return f"a port of {named} again, unheld"
+
+
+def _bridge_of(network: Network, link: Link) -> str | None:
+    for other in network.links() if link.master else []:
+        if other.index == link.master:
+            return other.name
+    return link.alias.removeprefix(_PORT_OF) if link.alias.startswith(_PORT_OF) else None

@@ -1,0 +1,145 @@
+"""The interfaces of a plug hold and the redirect between them.
+
+    guest tap --ingress redirect--> IFB, its root a plug --as if just received--> guest tap, a bridge port
+
+Order is what keeps this shut (P4). Set-up: the guest tap comes up last, when its frames have nowhere to go
+but the plug, and it joins the bridge only when asked; a frame that the plug lets out before would find no
+bridge. Tear-down: the IFB goes first, with all that it holds, and the redirect to it drops from then on;
+then the guest tap leaves the bridge. A process that is killed at any point leaves a tap that is down, not in
+the bridge, or redirected to where nothing comes out; unless the hold was open, and then nothing was held.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack, suppress
+from typing import Protocol
+
+from netbuf.errors import NetbufError
+from netbuf.leftovers import HOLD_SUFFIX, HoldLock, clear
+from netbuf.plugqueue import PlugQueue, Queue
+from netbuf.redirect import Hook, Network
+from netbuf.tap import Guest
+
+_SOURCE = slice(6, 12)  # of an Ethernet header
+
+
+class Plumbing(Protocol):
+    """What a `PlugHold` needs of its interfaces."""
+
+    @property
+    def queue(self) -> Queue:
+        """Where the guest's frames wait; at first it holds them."""
+        ...
+
+    def join(self) -> None:
+        """Make the guest tap a port of the bridge. Idempotent."""
+        ...
+
+    def check_guest(self) -> None:
+        """Raise `InterfaceVanishedError` if the guest tap is gone."""
+        ...
+
+    def cut(self) -> None:
+        """Delete the queue with all that it holds, and part from the LAN. Idempotent, never raises."""
+        ...
+
+    def announce(self, frame: bytes) -> None:
+        """Send an Ethernet frame to the LAN; the bridge learns that its source is the guest."""
+        ...
+
+    def undelivered(self) -> int:
+        """How many of the guest's frames the queue refused, or could not be given any more."""
+        ...
+
+    def close(self) -> None:
+        """Cut, and give up what is left. Idempotent, never raises."""
+        ...
+
+
+class PlugWiring:
+    """The real ones, in the network namespace in which it is made."""
+
+    def __init__(self, guest: Guest, bridge: str, limit_bytes: int, network: Network | None = None) -> None:
+        """Set all up around `guest`, after removing what a killed predecessor has left of it.
+
+        `limit_bytes` is the qdisc's: beyond it frames are lost. Raises errors of `netbuf.errors`; then only
+        the guest tap is left, down or without a way out.
+        """
+        self._guest = guest.name
+        self._hold = guest.prefix + HOLD_SUFFIX
+        with ExitStack() as undo:
+            self._lock = HoldLock(self._hold)
+            undo.callback(self._lock.close)
+            self._network = network or Network()
+            undo.callback(self._network.close)
+            self._lan = self._network.bridge(bridge)
+            clear(self._network, guest.name, self._hold)
+            self._network.quieten(guest.name, mtu_bytes=self._lan.mtu_bytes)
+            undo.callback(self._delete)
+            self._network.create_hold(self._hold, limit_bytes=limit_bytes)
+            self._network.describe(self._hold, f"netbuf: holds what {guest.name} sends")
+            self._network.redirect(guest.name, Hook.INGRESS, self._hold)
+            self._guest_index = self._network.index(guest.name)
+            self._queue = PlugQueue(self._hold, self._network.index(self._hold))
+            undo.callback(self._queue.close)
+            self._lan_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            undo.callback(self._lan_socket.close)
+            self._lan_socket.bind((bridge, 0))
+            self._network.up(guest.name)
+            undo.pop_all()
+        self._joined = False
+        self._cut = False
+        self._closed = False
+        self._undelivered = 0
+
+    @property
+    def queue(self) -> Queue:
+        """The plug."""
+        return self._queue
+
+    def join(self) -> None:
+        """About 1 ms the first time. Raises `InterfaceVanishedError`."""
+        if not self._joined:
+            self._network.enslave(self._guest, self._lan)
+            self._joined = True
+
+    def check_guest(self) -> None:
+        """Raise `InterfaceVanishedError` if the guest tap is gone."""
+        self._queue.check(self._guest, self._guest_index)
+
+    def cut(self) -> None:
+        """Some 20 ms: the kernel waits for its readers before it forgets an interface."""
+        if self._cut:
+            return
+        self._cut = True
+        self._delete()
+        with suppress(NetbufError):
+            self._network.part(self._guest)
+
+    def announce(self, frame: bytes) -> None:
+        """Through the bridge itself, for what comes from the guest tap waits in the plug."""
+        self._network.learn(self._guest, frame[_SOURCE].hex(":"))
+        self._lan_socket.send(frame)
+
+    def undelivered(self) -> int:
+        """The redirect's own count, about 0.4 ms; the last one known if the guest tap is gone."""
+        if not self._closed:
+            with suppress(NetbufError):
+                self._undelivered = self._network.undelivered(self._guest_index, Hook.INGRESS)
+        return self._undelivered
+
+    def close(self) -> None:
+        """Cut. The guest tap keeps its redirect, which now drops every frame."""
+        if not self._closed:
+            self.cut()
+            self.undelivered()
+            self._closed = True
+            self._lan_socket.close()
+            self._queue.close()
+            self._network.close()
+            self._lock.close()
+
+    def _delete(self) -> None:
+        with suppress(NetbufError):
+            self._network.delete(self._hold)
