@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -50,6 +50,8 @@ marks = [
         shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 isn't installed"
     ),
 ]
+
+Found = TypeVar("Found")
 
 COMMAND = str(Path(sys.executable).with_name("remuslike"))
 WAIT_LIMIT_S = 40
@@ -203,7 +205,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-async def wait_for(what: str, probe: Callable[[], Any]) -> Any:
+async def wait_for(what: str, probe: Callable[[], Found | None]) -> Found:
     """The first result of `probe` that is true."""
     with trio.move_on_after(WAIT_LIMIT_S):
         while True:
@@ -352,7 +354,12 @@ def _make_node(
             "kernel": image.kernel,
             "initrd": image.initrd,
             "append": kernel_command_line(
-                addresses=addresses, data_disk="vdb", service=shape.service, tsc_khz=tsc_khz
+                addresses=addresses,
+                data_disk="vdb",
+                service=shape.service,
+                tsc_khz=tsc_khz,
+                # On microvm the kernel would jump into the BIOS instead, which doesn't survive that.
+                extra=["reboot=t"],
             ),
             "extra_arguments": list(shape.extra_arguments),
             "local_arguments": ["-serial", f"file:{home / 'console'}"],

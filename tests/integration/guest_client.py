@@ -59,7 +59,7 @@ async def shell(cluster: Cluster, command: str, address: str = GUEST_ADDRESS) ->
 
 async def tell(cluster: Cluster, command: str) -> None:
     """A command after which the guest may not answer any more, nor its connection end."""
-    with trio.move_on_after(2 * ATTEMPT_S):
+    with trio.move_on_after(ATTEMPT_S):
         await shell(cluster, command)
 
 

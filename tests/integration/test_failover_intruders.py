@@ -6,7 +6,9 @@ import json
 import random
 import socket
 import subprocess
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from daemon_harness import COMMAND, WAIT_LIMIT_S, Cluster, Daemon, Shape, cluste
 from guest_client import connect, shell
 
 from remuslike.demo import plan
+from remuslike.demo.control import ask
+from remuslike.demo.errors import DaemonError
+from remuslike.demo.messages import Samples
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
 from transport import FrameType, encode_frame
 
@@ -59,23 +64,27 @@ async def assert_untouched(hosts: Cluster, primary: Daemon, secondary: Daemon) -
         assert "session.ended" not in daemon.log
 
 
+async def say(stream: trio.SocketStream, data: bytes) -> None:
+    """Send it all, unless the other side hangs up in the midst."""
+    with trio.fail_after(WAIT_LIMIT_S), suppress(trio.BrokenResourceError):
+        await stream.send_all(data)
+        await stream.send_eof()
+
+
 async def drain(stream: trio.SocketStream) -> bytes:
     """What the other side says until it hangs up, which it must."""
     received = b""
-    with trio.fail_after(WAIT_LIMIT_S):
-        try:
-            async for data in stream:
-                received += data
-        except trio.BrokenResourceError:
-            pass  # a reset: it hung up with our bytes unread
+    # Broken: it hung up with bytes of ours unread.
+    with trio.fail_after(WAIT_LIMIT_S), suppress(trio.BrokenResourceError):
+        async for data in stream:
+            received += data
     return received
 
 
 def oversized() -> bytes:
-    """A frame's header that announces four GiB, with the checksum of a smaller one."""
-    header = bytearray(HELLO)
-    header[8:12] = b"\xff\xff\xff\xff"
-    return bytes(header)
+    """A header in order but for the four GiB that it announces; transport/frames.py has the layout."""
+    fields = HELLO[:8] + b"\xff\xff\xff\xff" + HELLO[12:24]
+    return fields + zlib.crc32(fields).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize(
@@ -86,9 +95,7 @@ def oversized() -> bytes:
 async def test_bytes_that_are_no_frames(pair: tuple[Cluster, Daemon, Daemon], sent: bytes) -> None:
     hosts, primary, secondary = pair
     async with await connect_peer(hosts) as stream:
-        with trio.move_on_after(WAIT_LIMIT_S):
-            await stream.send_all(sent)
-            await stream.send_eof()
+        await say(stream, sent)
         assert b"WELCOME" not in await drain(stream)
     await assert_untouched(hosts, primary, secondary)
 
@@ -96,7 +103,7 @@ async def test_bytes_that_are_no_frames(pair: tuple[Cluster, Daemon, Daemon], se
 async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
     hosts, primary, secondary = pair
     async with await connect_peer(hosts) as stream:
-        await stream.send_all(HELLO)
+        await say(stream, HELLO)
         assert b"'secondary' already has a primary" in await drain(stream)
     await assert_untouched(hosts, primary, secondary)
 
@@ -111,12 +118,7 @@ async def test_garbage_at_the_disk(pair: tuple[Cluster, Daemon, Daemon], role: p
     node = {"primary": hosts.primary, "secondary": hosts.secondary}[role]
     disk = node.control.with_name("disk-data0.sock")
     async with await trio.open_unix_socket(disk) as stream:
-        with trio.fail_after(WAIT_LIMIT_S):
-            try:
-                await stream.send_all(GARBAGE)
-                await stream.send_eof()
-            except trio.BrokenResourceError:
-                pass  # it hung up in the midst
+        await say(stream, GARBAGE)
         await drain(stream)
     await assert_untouched(hosts, primary, secondary)
 
@@ -126,7 +128,6 @@ CONTROL_REFUSALS = {
     "no object": (b"[1]\n", '"command"'),
     "no command": (b'{"order": "statistics"}\n', '"command"'),
     "unknown command": (b'{"command": "explode"}\n', "'explode'"),
-    "wrong argument": (b'{"command": "measure-pause", "count": -1}\n', "measure-pause"),
     "endless line": (b"x" * 10_000, "at most 4096 bytes"),
     "deep nesting": (b"[" * 4000 + b"\n", "not JSON"),
 }
@@ -140,11 +141,16 @@ async def test_requests_that_cannot_be_followed(
     hosts, primary, secondary = pair
     node = {"primary": hosts.primary, "secondary": hosts.secondary}[role]
     async with await trio.open_unix_socket(node.control) as stream:
-        await stream.send_all(sent)
-        await stream.send_eof()
+        await say(stream, sent)
         (answer,) = (await drain(stream)).splitlines()
     assert reason in json.loads(answer)["error"]
     await assert_untouched(hosts, primary, secondary)
+
+
+async def test_a_request_with_a_value_out_of_range(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, _, _ = pair
+    with pytest.raises(DaemonError, match="since = -1: must be"):
+        await ask(hosts.primary.control, Samples, "samples", since=-1)
 
 
 def test_half_a_request(pair: tuple[Cluster, Daemon, Daemon]) -> None:

@@ -42,6 +42,6 @@ async def test_a_guest_outlives_its_host(step: str) -> None:
             assert FATAL_EPOCH - 3 <= survivor.takeover["epoch"] <= FATAL_EPOCH
             await client.wait_progress()
         for number in range(1, shape.nics):
-            assert "remus-guest" in await shell(hosts, "hostname", address=f"10.77.{number}.2")
+            assert await shell(hosts, "hostname", address=f"10.77.{number}.2") == "remus-guest\n"
         await stop_guest(hosts, secondary)
         await client.check_disk(hosts, hosts.secondary)
