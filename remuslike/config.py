@@ -180,7 +180,9 @@ def load_settings(path: Path) -> Settings:
 def parse_settings(text: str, source: str) -> Settings:
     """As `load_settings`, from text; `source` names it in errors."""
     try:
-        settings = Settings.model_validate(tomllib.loads(text))
+        document = tomllib.loads(text)
+        _refuse_zero_bytes(document, source)
+        settings = Settings.model_validate(document)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{source}: is not TOML: {error}") from error
     except ValidationError as error:
@@ -192,6 +194,16 @@ def parse_settings(text: str, source: str) -> Settings:
             f" {RUN_DIRECTORY_BYTES_MAX} bytes, too long for unix sockets in it"
         )
     return settings
+
+
+def _refuse_zero_bytes(value: object, source: str, key: str = "") -> None:
+    """No string of a configuration may contain what ends one for the kernel."""
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigurationError(f"{source}: {key} = {value!r}: contains a zero byte")
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            _refuse_zero_bytes(part, source, f"{key}.{name}".lstrip("."))
 
 
 def _explain(problem: dict[str, object]) -> str:

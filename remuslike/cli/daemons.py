@@ -66,10 +66,13 @@ def status(config_path: Path) -> None:
             client.connect(str(path))
             client.sendall(b'{"command": "statistics"}\n')
             with client.makefile() as lines:
-                click.echo(lines.readline().rstrip())
+                answer = lines.readline().rstrip()
     except OSError as error:
         message = f"control socket '{path}': nobody answers: {error}; does the daemon run?"
         raise ControlError(message) from error
+    if not answer:
+        raise ControlError(f"control socket '{path}': hung up without an answer; ask again")
+    click.echo(answer)
 
 
 def _run(settings: Settings, daemon_class: type[PrimaryDaemon] | type[BackupDaemon]) -> None:

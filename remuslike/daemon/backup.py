@@ -29,6 +29,7 @@ from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
 from remuslike.engine.effects import BackupEffect, Finish
 from remuslike.engine.events import BackupEvent, GuestEnd
+from remuslike.engine.handshake import Hello
 from remuslike.engine.phases import BackupPhase, BackupSettings
 from remuslike.engine.ports import StepHook
 from remuslike.errors import GuestError, HostError, RequestError, WitnessError
@@ -231,7 +232,18 @@ class BackupDaemon:
 
     # --- sessions -------------------------------------------------------------------------------
 
-    def _refusal(self) -> str | None:
+    async def _refusal(self, theirs: Hello) -> str | None:
+        """A session is worth something only if this side, too, reaches the witness that decides."""
+        if self._settings.witness.kind != "none":
+            try:
+                token = await self._witness.read()
+            except WitnessError as error:
+                return f"does not reach its witness: {error}"
+            if token.generation != theirs.generation:
+                return (
+                    f"finds generation {token.generation} at its witness, {theirs.name!r} has"
+                    f" {theirs.generation}: both must use the same one"
+                )
         if self._core.phase is BackupPhase.WAITING and not self._core.unapplied:
             return None
         return f"takes no primary: it is {self._core.phase.value}"
@@ -311,15 +323,21 @@ class BackupDaemon:
         self._protector = Protector(
             self._settings, guest, self._outputs, self._hello, self._witness, self._hook, successor
         )
-        self._final = await self._protector.run(on.Adopted(time.monotonic(), self._core.generation))
+        try:
+            self._final = await self._protector.run(on.Adopted(time.monotonic(), self._core.generation))
+        finally:
+            guest.close()
         self._finished.set()
 
     async def _announce(self) -> None:
         """Teach the LAN the guest's new place. QEMU has said it once, as it does after any migration."""
-        for _ in range(_ANNOUNCEMENTS):
-            for nic, hold in zip(self._settings.guest.nics, self._outputs.networks, strict=True):
-                hold.announce([rarp_frame(nic.mac)])
-            await trio.sleep(_ANNOUNCEMENT_INTERVAL_S)
+        try:
+            for _ in range(_ANNOUNCEMENTS):
+                for nic, hold in zip(self._settings.guest.nics, self._outputs.networks, strict=True):
+                    hold.announce([rarp_frame(nic.mac)])
+                await trio.sleep(_ANNOUNCEMENT_INTERVAL_S)
+        except NetbufError as error:  # the guest is over already
+            _log.info("announcement.unsaid", error=str(error))
 
     # --- the control socket ---------------------------------------------------------------------
 

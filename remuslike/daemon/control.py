@@ -18,6 +18,8 @@ _log = structlog.get_logger(__name__)
 # A request is a command and a number or two; a client that sends more is none (P6).
 _REQUEST_BYTES_MAX = 4096
 _CLIENTS_MAX = 16
+# A client that asks nothing for so long gives up its place.
+_IDLE_LIMIT_S = 30.0
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -63,7 +65,11 @@ async def _serve_client(stream: trio.SocketStream, handle: Handler) -> None:
     pending = b""
     try:
         async with stream:
-            async for data in stream:
+            while True:
+                with trio.move_on_after(_IDLE_LIMIT_S) as idle:
+                    data = await stream.receive_some()
+                if idle.cancelled_caught or not data:
+                    return
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     await stream.send_all(json.dumps(await _answer(line, handle)).encode() + b"\n")

@@ -107,6 +107,8 @@ async def introduce(settings: Settings, host: Host, qemu_version: str) -> Hello:
     """This side's hello, still without a generation: all that must agree, read-only files by contents."""
     definition = await trio.to_thread.run_sync(_define, settings.guest, host)
     definition["qemu version"] = qemu_version
+    definition["link.detect_ms"] = f"{settings.link.detect_ms:g}"
+    definition["witness.kind"] = settings.witness.kind
     return Hello(protocol=PROTOCOL_VERSION, name=settings.name, generation=0, definition=definition)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -34,9 +34,9 @@ class Listener:
         hello: Hello,
         post: Callable[[Any], None],
         make_session: Callable[[Link], BackupSession],
-        refusal: Callable[[], str | None],
+        refusal: Callable[[Hello], Awaitable[str | None]],
     ) -> None:
-        """`refusal()`: why no primary is welcome now, or None."""
+        """`refusal(hello)`: why that primary is not welcome now, or None."""
         self.slot: SessionSlot[BackupSession] = SessionSlot(post)
         self._settings = settings
         self._hello = hello
@@ -61,7 +61,11 @@ class Listener:
                     theirs = await self._hear_hello(link)
                 if limit.cancelled_caught:
                     raise HandshakeError(f"no hello came within {_HANDSHAKE_LIMIT_S:.0f} s")
-                self._check(theirs)
+                check_agreement(self._hello, theirs)
+                if reason := await self._refusal(theirs):
+                    raise HandshakeError(f"{self._hello.name!r} {reason}")
+                if self.slot.session is not None:
+                    raise HandshakeError(f"{self._hello.name!r} already has a primary")
             await self._serve(link, theirs)
         except LinkClosed:
             _log.info("link.no_hello", advice="whoever connected hung up again; a primary may not be ready")
@@ -77,14 +81,6 @@ class Listener:
         if frame.type is not FrameType.HELLO:
             raise HandshakeError(f"the peer began with {frame.type.name}, expected HELLO")
         return parse_untrusted(Hello, frame.payload)
-
-    def _check(self, theirs: Hello) -> None:
-        """HandshakeError if this primary is not welcome."""
-        if self.slot.session is not None:
-            raise HandshakeError(f"{self._hello.name!r} already has a primary")
-        if reason := self._refusal():
-            raise HandshakeError(f"{self._hello.name!r} {reason}")
-        check_agreement(self._hello, theirs)
 
     async def _serve(self, link: Link, theirs: Hello) -> None:
         session = self._make_session(link)

@@ -52,6 +52,7 @@ class PrimaryDaemon:
             finally:
                 host.outputs.discard()
                 await guest.destroy()
+                guest.close()
                 process.close()
                 nursery.cancel_scope.cancel()
 

@@ -87,8 +87,9 @@ class PrimarySession:
         self._devices = DevicesEncoder()
         # Bounded by the core's window of unacknowledged epochs.
         self._pending_in, self._pending_out = trio.open_memory_channel[PendingEpoch](math.inf)
-        # A secondary that sends more digests than disks have chunks waits here, and is heard no more.
-        self._digests_in, self._digests_out = trio.open_memory_channel[tuple[int, int, bytes]](16)
+        # Bounded by the count of chunks: 16 bytes of digest for each 256 KiB of disk.
+        self._digests_in, self._digests_out = trio.open_memory_channel[tuple[int, int, bytes]](math.inf)
+        self._digests_due = sum(-(-disk.size_bytes // CHUNK_BYTES) for disk in outputs.disks)
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -105,7 +106,10 @@ class PrimarySession:
                     self._post(on.Acknowledged(now, frame.epoch))
                 case FrameType.DISK_DIGESTS:
                     chunk = decode_digests_untrusted(frame.payload, disk_count)
-                    await self._digests_in.send((chunk.disk, chunk.index, bytes(chunk.data)))
+                    self._digests_due -= len(chunk.data) // _DIGEST_BYTES
+                    if self._digests_due < 0 or not chunk.data:
+                        raise PayloadError("the secondary sent more digests than its disks have chunks")
+                    self._digests_in.send_nowait((chunk.disk, chunk.index, bytes(chunk.data)))
                 case FrameType.GOODBYE:
                     goodbye = parse_untrusted(Goodbye, frame.payload)
                     _log.info("session.goodbye", farewell=goodbye.farewell, reason=goodbye.reason)
@@ -125,7 +129,7 @@ class PrimarySession:
             self.sync.passes += 1
             for number, disk in enumerate(self._outputs.disks):
                 await self._send_chunks(number, disk.take_dirty_chunks())
-            dirty = self._guest.dirty_pages()
+            dirty = await self._guest.dirty_pages()
             await self._send_pages(dirty)
             self.sync.pages_last_pass = len(dirty)
             _log.info("sync.pass", number=self.sync.passes, pages=len(dirty), chunks=self.sync.chunks_sent)

@@ -11,6 +11,8 @@ from remuslike.engine.ports import Capture
 
 # At 40 checkpoints/s about seven minutes; a reader polls far more often.
 _SAMPLES_KEPT = 16384
+# An answer is made in the event loop; so many samples take some 10 ms.
+_SAMPLES_PER_ANSWER = 512
 
 
 @dataclass(slots=True)
@@ -68,7 +70,8 @@ class Samples:
         self._open.clear()
 
     def since(self, number: int) -> dict[str, Any]:
-        """The samples from `number` on that are still kept, and the number to ask from next."""
+        """Samples from `number` on that are still kept, _SAMPLES_PER_ANSWER at most; where to go on."""
         first = self.count - len(self._finished)
-        chosen = islice(self._finished, max(0, number - first), None)
-        return {"next": self.count, "samples": [asdict(sample) for sample in chosen]}
+        begin = max(number, first)
+        chosen = list(islice(self._finished, begin - first, begin - first + _SAMPLES_PER_ANSWER))
+        return {"next": begin + len(chosen), "samples": [asdict(sample) for sample in chosen]}

@@ -104,7 +104,7 @@ class RunningGuest(Protocol):
     def start_tracking(self) -> None:
         """From now on writes are noticed; every page counts as written."""
 
-    def dirty_pages(self) -> Indices:
+    async def dirty_pages(self) -> Indices:
         """Page numbers written since the last call or capture; they count as clean from now on."""
         ...
 

@@ -60,6 +60,10 @@ def build_command(
     return [*command, *guest.extra_arguments, *guest.local_arguments]
 
 
+# A disk's error is the guest's to handle; by default QEMU would stop it on a full disk, for ever.
+_ERRORS = "werror=report,rerror=report"
+
+
 def _has_no_pci(machine: str) -> bool:
     kind, *properties = machine.split(",")
     return kind == "microvm" and "pcie=on" not in properties
@@ -77,7 +81,7 @@ def _disks(guest: GuestSettings, sockets: Sequence[Path], bus: str) -> list[str]
             path = _escape(next(remaining))
             backend = f"driver=nbd,node-name={node},export={disk.name},server.type=unix,server.path={path}"
         arguments += ["-blockdev", backend]
-        arguments += ["-device", f"virtio-blk-{bus},drive={node},serial={disk.name}"]
+        arguments += ["-device", f"virtio-blk-{bus},drive={node},serial={disk.name},{_ERRORS}"]
     return arguments
 
 

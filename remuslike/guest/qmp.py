@@ -20,6 +20,10 @@ from remuslike.guest.qmp_wire import (
     parse_message,
 )
 
+# QEMU answers in milliseconds, and drains its disks within `stop`: one that takes this long is as good as
+# dead, and its guest stands still meanwhile.
+_ANSWER_LIMIT_S = 10.0
+
 
 class Qmp:
     """The monitor of one QEMU process.
@@ -94,8 +98,11 @@ class Qmp:
             answered = trio.Event()
             self._waiting = (command, answered)
             try:
-                await self._stream.send_all(encode_command(command, arguments))
-                await answered.wait()
+                with trio.move_on_after(_ANSWER_LIMIT_S) as limit:
+                    await self._stream.send_all(encode_command(command, arguments))
+                    await answered.wait()
+                if limit.cancelled_caught:
+                    self._broken = f"QEMU did not answer {command} within {_ANSWER_LIMIT_S:.0f} s"
             except trio.BrokenResourceError as error:
                 raise GuestError(f"{command}: QEMU's monitor broke off") from error
             except trio.Cancelled:

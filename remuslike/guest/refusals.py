@@ -2,7 +2,7 @@
 
 A capture is RAM (one shared file) plus device state. Whatever adds RAM outside that file, keeps
 guest-visible state outside QEMU, or takes a decision that is the daemon's, is refused before QEMU
-starts. `verify_ram_map` in `remuslike.guest.memory` checks the running process as well.
+starts. `GuestMemory.find_in` checks that the running process maps the file once and whole.
 """
 
 from __future__ import annotations
@@ -130,9 +130,14 @@ def refuse_arguments(machine: str, arguments: Sequence[str]) -> None:
         if reason := _REFUSED_MACHINE_PROPERTIES.get(name):
             raise ValueError(f"machine: property {name!r} is refused: {reason}")
     following = [*arguments, ""][1:]
+    previous = ""
     for argument, value in zip(arguments, following, strict=True):
         if not argument.startswith("-"):
+            if not previous.startswith("-"):
+                raise ValueError(f"extra argument {argument!r} is refused: QEMU takes it for an unheld disk")
+            previous = argument
             continue
+        previous = argument
         option = argument.removeprefix("--") if argument.startswith("--") else argument[1:]
         if reason := _REFUSED_OPTIONS.get(option):
             raise ValueError(f"extra argument {argument!r} is refused: {reason}")

@@ -13,8 +13,12 @@ from remuslike.guest.dirty import PagemapScan
 from remuslike.guest.injection import inject_write_protection
 from remuslike.guest.process import QemuProcess
 
-# A capture's pages at the start, pre-faulted: above what 25 ms epochs of a busy guest dirty.
+# A capture's pages at the start: above what 25 ms epochs of a busy guest dirty.
 _STAGING_PAGES = 4096
+# Up to this many pages are copied here, in some 4 ms; more in a thread, or heartbeats would wait.
+_INLINE_PAGES_MAX = 4096
+# Scanning takes 0.2 ms a GiB at best and 2 ms when much is dirty; above this much RAM, in a thread.
+_INLINE_SCAN_PAGES_MAX = 1 << 20
 
 
 class QemuGuest:
@@ -27,7 +31,7 @@ class QemuGuest:
         self._tracker: PagemapScan | None = None
         self._running = False
         self._everything_dirty = False
-        self._staging = [np.zeros((_STAGING_PAGES, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
+        self._staging = [np.zeros((0, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
         self._next_staging = 0
         self.page_count = self._memory.page_count
 
@@ -59,7 +63,11 @@ class QemuGuest:
     def start_tracking(self) -> None:
         self._everything_dirty = True
 
-    def dirty_pages(self) -> Indices:
+    async def dirty_pages(self) -> Indices:
+        """As `RunningGuest.dirty_pages`, in a thread: the first of a session finds all of RAM."""
+        return await trio.to_thread.run_sync(self._scan)
+
+    def _scan(self) -> Indices:
         assert self._tracker is not None, "attach comes first"
         dirty = self._tracker.scan()
         if self._everything_dirty:
@@ -80,9 +88,15 @@ class QemuGuest:
             # Let the command leave before this thread is busy.
             await trio.lowlevel.checkpoint()
             began = time.perf_counter()
-            indices = self.dirty_pages()
+            if self.page_count > _INLINE_SCAN_PAGES_MAX:
+                indices = await self.dirty_pages()
+            else:
+                indices = self._scan()
             scanned = time.perf_counter()
-            pages = self._copy(indices)
+            if len(indices) > _INLINE_PAGES_MAX:
+                pages = await trio.to_thread.run_sync(self._copy, indices)
+            else:
+                pages = self._copy(indices)
             copied = time.perf_counter()
         return Capture(
             indices=indices,
@@ -97,7 +111,8 @@ class QemuGuest:
         number = self._next_staging
         self._next_staging = (number + 1) % len(self._staging)
         if len(indices) > len(self._staging[number]):
-            self._staging[number] = np.empty((len(indices) * 5 // 4, PAGE_BYTES), np.uint8)
+            wanted = max(_STAGING_PAGES, len(indices) * 5 // 4)
+            self._staging[number] = np.empty((wanted, PAGE_BYTES), np.uint8)
         pages = self._staging[number][: len(indices)]
         # "clip" only to spare numpy a buffered copy; the indices are in range.
         np.take(self._memory.pages, indices, axis=0, out=pages, mode="clip")
@@ -115,13 +130,18 @@ class QemuGuest:
         """QEMU's own part of a pause, in ms: stop, save devices, continue, and no capture at all."""
         began = time.perf_counter()
         await self.pause()
-        await self._save_devices([])
-        await self.resume()
+        try:
+            await self._save_devices([])
+        finally:
+            await self.resume()
         return (time.perf_counter() - began) * 1e3
 
     async def destroy(self) -> None:
         self._running = False
         await self._process.destroy()
+
+    def close(self) -> None:
+        """Let go of the tracker, once nobody captures any more."""
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None

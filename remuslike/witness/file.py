@@ -9,7 +9,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -19,6 +22,11 @@ from remuslike.errors import WitnessError
 # A record is some 60 bytes; a larger file is somebody else's.
 _RECORD_BYTES_MAX = 4096
 
+# A healthy file system answers in milliseconds, and a lock is held for as long; past this, ask again.
+_ANSWER_LIMIT_S = 3.0
+
+_Answer = TypeVar("_Answer")
+
 
 class FileWitness:
     """`remuslike.engine.ports.Witness` over `path`; its directory must exist and take files."""
@@ -27,10 +35,16 @@ class FileWitness:
         self._path = path
 
     async def read(self) -> Token:
-        return await trio.to_thread.run_sync(self._read)
+        return await self._ask(self._read)
 
     async def acquire(self, expected_generation: int, holder: str) -> tuple[bool, Token]:
-        return await trio.to_thread.run_sync(self._acquire, expected_generation, holder)
+        return await self._ask(partial(self._acquire, expected_generation, holder))
+
+    async def _ask(self, question: Callable[[], _Answer]) -> _Answer:
+        """In a thread, which is left to itself if the file system hangs; asking again is safe."""
+        with trio.move_on_after(_ANSWER_LIMIT_S):
+            return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
+        raise WitnessError(f"witness.path = '{self._path}': no answer within {_ANSWER_LIMIT_S:.0f} s")
 
     def _read(self) -> Token:
         try:

@@ -397,3 +397,8 @@ def test_any_damage_to_a_file_is_settings_or_a_configuration_error(position: int
 
 def test_deep_nesting_is_not_toml() -> None:
     assert "TOML" in complaint("a = " + "[" * 5000)
+
+
+def test_a_zero_byte_is_named_wherever_it_stands() -> None:
+    with pytest.raises(ConfigurationError, match=r"guest\.disks\.0\.path = '/a.x00b': contains a zero byte"):
+        parse_settings('[[guest.disks]]\npath = "/a\\u0000b"', "here")

@@ -34,8 +34,11 @@ class Secondary:
             hello("node-b"),
             self.posted.append,
             self._make_session,  # type: ignore[arg-type]
-            lambda: self.unwelcome,
+            self._refusal,
         )
+
+    async def _refusal(self, _theirs: Hello) -> str | None:
+        return self.unwelcome
 
     def _make_session(self, link: Link) -> FakeSession:
         self.sessions.append(FakeSession(link))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from remuslike.daemon.samples import _SAMPLES_KEPT, Samples
+from remuslike.daemon.samples import _SAMPLES_KEPT, _SAMPLES_PER_ANSWER, Samples
 from remuslike.engine.ports import Capture
 
 
@@ -84,8 +84,9 @@ def test_what_is_outstanding_at_a_sessions_end_is_forgotten() -> None:
 def test_the_history_is_bounded_and_keeps_its_numbers() -> None:
     samples = finished(_SAMPLES_KEPT + 10)
     assert samples.count == _SAMPLES_KEPT + 10
-    assert len(epochs_since(samples, 0)) == _SAMPLES_KEPT
+    assert len(epochs_since(samples, 0)) == _SAMPLES_PER_ANSWER
     assert epochs_since(samples, 0)[0] == 11
+    assert samples.since(0)["next"] == 10 + _SAMPLES_PER_ANSWER
     assert epochs_since(samples, 5)[0] == 11
     assert epochs_since(samples, 12)[0] == 13
     assert epochs_since(samples, _SAMPLES_KEPT + 9) == [_SAMPLES_KEPT + 10]

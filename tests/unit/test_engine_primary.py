@@ -437,3 +437,40 @@ def test_a_host_that_cannot_go_on_gives_way_at_once(
         Finish(status, "gone"),
     ]
     assert feed(core, on.Captured(0.2, 2), on.LinkLost(0.2, "reset")) == [], "late"
+
+
+# --- bounds -------------------------------------------------------------------------------------------
+
+
+def test_no_session_begins_while_a_release_still_changes_the_disks() -> None:
+    core = stalled()
+    declined = feed(core, on.PeerConnected(0.1))
+    assert [type(effect) for effect in declined] == [do.EndSession]
+    feed(core, on.Released(0.2, 2))
+    assert feed(core, on.PeerConnected(0.3)) == [do.AcquireWitness(1)]
+
+
+def test_a_secondary_that_lives_but_owes_an_acknowledgement_is_lost_in_the_end() -> None:
+    core = protected(window=1)
+    feed(core, tick(0.03), on.Captured(0.03, 2))
+    times = [0.03 + 0.05 * step for step in range(1, 650)]
+    effects = [effect for now in times for effect in feed(core, tick(now))]
+    assert do.AcquireWitness(1) in effects
+    ended = next(effect for effect in effects if isinstance(effect, do.EndSession))
+    assert ended.reason == "the secondary has owed epoch 2 for 30 s"
+
+
+def test_a_second_stop_within_a_checkpoint_that_does_not_end_gives_way() -> None:
+    core = protected()
+    feed(core, tick(0.03))
+    assert feed(core, on.StopRequested(0.04)) == []
+    assert feed(core, on.StopRequested(9.0))[-1] == do.Finish(
+        ExitStatus.FAILED, "stopped within a checkpoint that did not end"
+    )
+
+
+def test_a_secondary_with_half_a_copy_is_not_told_that_all_ended_in_order() -> None:
+    core = alone()
+    feed(core, on.PeerConnected(0.0), on.PeerReady(0.0, 1))
+    leaving = [effect for effect in feed(core, on.StopRequested(0.1)) if isinstance(effect, do.EndSession)]
+    assert [effect.farewell for effect in leaving] == [None]

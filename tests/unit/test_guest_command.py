@@ -138,11 +138,12 @@ def test_buffered_disks_are_nbd_and_read_only_ones_are_files() -> None:
     )
     assert "node-name=disk-logs,export=logs" in logs
     devices = values(arguments, "-device")[:3]
-    assert [device.split(",")[1:] for device in devices] == [
+    assert [device.split(",")[1:3] for device in devices] == [
         ["drive=disk-root", "serial=root"],
         ["drive=disk-data", "serial=data"],
         ["drive=disk-logs", "serial=logs"],
     ]
+    assert all(device.endswith(",werror=report,rerror=report") for device in devices)
 
 
 def test_interfaces_are_inherited_taps_without_vhost() -> None:

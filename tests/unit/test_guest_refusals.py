@@ -173,3 +173,10 @@ def test_a_value_is_not_taken_for_an_option() -> None:
 def test_an_option_at_the_very_end_is_seen() -> None:
     assert "'-S'" in refusal("-rtc", "base=utc", "-S")
     refuse_arguments("q35", ["-device"])
+
+
+def test_a_stray_argument_would_be_an_unheld_disk() -> None:
+    with pytest.raises(ValueError, match="'/srv/data.img' is refused"):
+        refuse_arguments("q35", ["-device", "virtio-rng-pci", "/srv/data.img"])
+    with pytest.raises(ValueError, match="'disk.img' is refused"):
+        refuse_arguments("q35", ["disk.img"])
