@@ -176,7 +176,7 @@ def test_an_option_at_the_very_end_is_seen() -> None:
 
 
 def test_a_stray_argument_would_be_an_unheld_disk() -> None:
-    with pytest.raises(ValueError, match="'/srv/data.img' is refused"):
+    with pytest.raises(ValueError, match=r"'/srv/data\.img' is refused"):
         refuse_arguments("q35", ["-device", "virtio-rng-pci", "/srv/data.img"])
-    with pytest.raises(ValueError, match="'disk.img' is refused"):
+    with pytest.raises(ValueError, match=r"'disk\.img' is refused"):
         refuse_arguments("q35", ["disk.img"])
