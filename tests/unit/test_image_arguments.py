@@ -21,6 +21,7 @@ def test_everything_at_once() -> None:
         "console=ttyS0",
         "quiet",
         "panic=-1",
+        "reboot=t",
         "mitigations=off",
         "remus.address=10.77.0.2/24",
         "remus.address1=10.78.0.2/16",
