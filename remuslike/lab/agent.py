@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,6 @@ NOT_FOUND_STATUS, NOT_EXECUTABLE_STATUS = 127, 126
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _RECEIVE_BYTES = 1 << 16
-_ASKED = (Kind.RUN, Kind.KILL, Kind.END)
 
 
 class Agent:
@@ -33,15 +33,17 @@ class Agent:
     def __init__(self, descriptor: int) -> None:
         self._channel = descriptor
         self._decoder = wire.Decoder()
+        self._frames: deque[Frame] = deque()
         self._over = False
 
     def serve(self) -> None:
         """Answers requests. Raises WireError for what is no request."""
         self._send(Frame(Kind.READY))
         while not self._over:
-            for frame in self._receive():
-                if frame.kind is Kind.RUN:
-                    self._send(Frame(Kind.EXIT, wire.encode_status(self._run(frame.payload))))
+            if not self._frames:
+                self._receive()
+            elif (frame := self._frames.popleft()).kind is Kind.RUN:
+                self._send(Frame(Kind.EXIT, wire.encode_status(self._run(frame.payload))))
 
     def _run(self, payload: bytes) -> int:
         request = wire.decode_request(payload)
@@ -75,13 +77,14 @@ class Agent:
         ended = os.pidfd_open(process.pid)
         try:
             while process.poll() is None:
+                if self._unwanted():
+                    process.kill()
+                    process.wait()
+                    return
                 readable, _, _ = select.select([ended, self._channel, *outputs], [], [])
                 self._forward(outputs, readable)
                 if self._channel in readable:
-                    killed = any(frame.kind is Kind.KILL for frame in self._receive())
-                    if killed or self._over:
-                        process.kill()
-                        process.wait()
+                    self._receive()
         finally:
             os.close(ended)
 
@@ -92,13 +95,18 @@ class Agent:
             else:
                 del outputs[descriptor]
 
-    def _receive(self) -> list[Frame]:
+    def _unwanted(self) -> bool:
+        """Whether the running command is to be killed. It may have been asked for together with that."""
+        return self._over or any(frame.kind is Kind.KILL for frame in self._frames)
+
+    def _receive(self) -> None:
         received = os.read(self._channel, _RECEIVE_BYTES)
-        frames = list(self._decoder.feed(received))
-        if wrong := [frame.kind.name for frame in frames if frame.kind not in _ASKED]:
-            raise WireError(f"{wrong[0]} is not for the agent")
-        self._over = not received or any(frame.kind is Kind.END for frame in frames)
-        return frames
+        for frame in self._decoder.feed(received):
+            if frame.kind not in (Kind.RUN, Kind.KILL, Kind.END):
+                raise WireError(f"{frame.kind.name} is not for the agent")
+            self._over = self._over or frame.kind is Kind.END
+            self._frames.append(frame)
+        self._over = self._over or not received
 
     def _send(self, frame: Frame) -> None:
         left = memoryview(wire.encode(frame))

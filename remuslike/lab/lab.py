@@ -232,4 +232,5 @@ class Lab:
             if first.kind is Kind.READY:
                 return
             reason = f"its agent begins with {first.kind.name}"
+        self._machine.close()
         raise LabBootError(reason, self._machine.console_tail())

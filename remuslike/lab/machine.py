@@ -39,6 +39,7 @@ class Machine:
         self._channel = channel
         self._channel.settimeout(SEND_LIMIT_S)
         self._console = console
+        os.set_blocking(console, False)
         self._console_tail = b""
         self._decoder = wire.Decoder()
         self._frames: deque[Frame] = deque()
@@ -82,8 +83,7 @@ class Machine:
             ready = self._selector.select(left_s) if left_s > 0 else []
             if not ready:
                 raise DeadlinePassed
-            # The console first: when the machine ends, what it said there is why.
-            for key, _ in sorted(ready, key=lambda event: event[0].data != self._read_console):
+            for key, _ in ready:
                 key.data()
         return self._frames.popleft()
 
@@ -98,6 +98,10 @@ class Machine:
             self.process.kill()
         self.process.wait()
         if not self.closed:
+            # What it has said last is why it ended.
+            with suppress(BlockingIOError):
+                while self._read_console():
+                    pass
             self._selector.close()
             self._channel.close()
             os.close(self._console)
@@ -115,11 +119,13 @@ class Machine:
         except WireError as error:
             raise self.misunderstood(str(error)) from None
 
-    def _read_console(self) -> None:
+    def _read_console(self) -> bool:
+        """Whether there was something. At its end nothing is said any more, so it isn't waited for."""
         received = os.read(self._console, _RECEIVE_BYTES)
         self._console_tail = (self._console_tail + received)[-_CONSOLE_TAIL_BYTES:]
-        if not received:
+        if not received and self._console in self._selector.get_map():
             self._selector.unregister(self._console)
+        return bool(received)
 
 
 def start_machine(command: Callable[[int], Sequence[str]]) -> Machine:
