@@ -13,6 +13,9 @@ from remuslike.lab.wire import Kind
 SIGNAL_STATUS = 128
 """Added to the number of the signal that ended a command, as the shells do."""
 
+TIMEOUT_LIMIT_S = 86_400
+"""A day: nobody looks at a lab for longer."""
+
 
 @click.group()
 def lab() -> None:
@@ -29,13 +32,13 @@ def build(*, refresh: bool) -> None:
 @lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
+    type=click.IntRange(1, TIMEOUT_LIMIT_S),
+    default=600,
     show_default=True,
     help="Kill COMMAND, and end, after so many seconds.",
 )
 @click.argument("command", nargs=-1, required=True)
-def run(command: tuple[str, ...], *, timeout_s: float) -> None:
+def run(command: tuple[str, ...], *, timeout_s: int) -> None:
     """Boot the lab, run COMMAND in it as root, and end with its output and exit status.
 
     It sees this machine's files, in this directory and with this environment; what it writes is gone when it

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from remuslike.lab.errors import (
     LabEndedError,
     LabProtocolError,
     LabRequestError,
-    LabStartError,
     OutputLimitError,
 )
 from remuslike.lab.lab import Lab
@@ -206,28 +204,3 @@ def test_a_lab_that_does_not_power_off_is_killed(monkeypatch: pytest.MonkeyPatch
     started = machine(says(READY))
     Lab(started).close()
     assert started.process.returncode == -9
-
-
-def test_a_program_that_is_missing_is_named() -> None:
-    with pytest.raises(LabStartError, match="no-such-program can't be started: No such file"):
-        start_machine(lambda channel: ("no-such-program", str(channel)))
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        lambda: Lab(machine(AGENT)).close(),
-        lambda: Lab(machine("exit 1"), boot_limit_s=TIMEOUT_S),
-        lambda: start_machine(lambda channel: ("no-such-program",)),
-    ],
-    ids=["works", "no boot", "no start"],
-)
-def test_no_descriptor_is_left(attempt: Callable[[], object]) -> None:
-    before = descriptors()
-    with suppress(LabBootError, LabStartError):
-        attempt()
-    assert descriptors() == before
