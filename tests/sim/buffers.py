@@ -69,10 +69,12 @@ class Buffer:
         self.state = State.CLOSED
         self.open_epoch = 0
         self.sealed: deque[tuple[int, deque[Output]]] = deque()
+        self.releasing = False
         self.current: deque[Output] = deque()
         self._waiting: deque[tuple[Output, Callable[[], None]]] = deque()
         self._admits_all = False
         self.fails_next = False
+        self.stall_s = 0.0  # how long a release may hang in the store
         self.level = Level.NONE
         self.on_level: Callable[[], None] = lambda: None
         self._held_items = 0
@@ -126,7 +128,13 @@ class Buffer:
         """Let `epoch` out; StoreError leaves what has not left held."""
         oldest = self.sealed[0][0] if self.sealed else None
         self._demand(epoch == oldest, f"release({epoch}) while {oldest} is the oldest sealed")
-        yield from self._let_out(self.sealed[0][1])
+        self.releasing = True
+        try:
+            if self.stall_s and self._world.random.random() < 0.3:
+                yield self._world.random.uniform(0, self.stall_s)
+            yield from self._let_out(self.sealed[0][1])
+        finally:
+            self.releasing = False
         if self.state is not State.DISCARDED:
             self.sealed.popleft()
             self._oracle.released(self._host, self.name, epoch)
@@ -197,9 +205,11 @@ class Disk:
         self.blocks = blocks
         self.dirty: set[int] = set()
 
-    def write(self, block: int, token: int) -> None:
+    def write(self, block: int, token: int, *, marking: bool = True) -> None:
+        """A release doesn't mark what it writes: only what passes an open buffer is a synchronisation's."""
         self.blocks[block] = token
-        self.dirty.add(block)
+        if marking:
+            self.dirty.add(block)
 
     def take_dirty(self) -> set[int]:
         dirty, self.dirty = self.dirty, set()

@@ -6,6 +6,7 @@ seeds that the unbroken engine passes.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from remuslike.engine import effects as do
@@ -80,6 +81,17 @@ class IgnoresRefusal(PrimaryCore):
         if isinstance(event, on.WitnessRefused):
             return super().step(on.WitnessGranted(event.now, event.generation))
         return super().step(event)
+
+
+class SynchronisesDuringRelease(PrimaryCore):
+    """Begins a session although a release still changes the disks that it compares."""
+
+    def _peer_connected(self) -> list[PrimaryEffect]:
+        unreleased, self.unreleased = self.unreleased, deque()
+        try:
+            return super()._peer_connected()
+        finally:
+            self.unreleased = unreleased
 
 
 class DefersNothing(PrimaryCore):
@@ -217,6 +229,7 @@ MUTATIONS = {
     "lose a part": _caught(Parts(backup_driver=LosesPart), "P2", "P7"),
     "ignore the witness's refusal": _caught(Parts(primary_core=IgnoresRefusal), "P3"),
     "greet without a new generation": _caught(Parts(primary_core=GreetsWithOldGeneration), "P1", "P3"),
+    "synchronise during a release": _caught(Parts(primary_core=SynchronisesDuringRelease), "P2", "P7"),
     "break into a checkpoint": _caught(
         Parts(primary_core=DefersNothing), "contract", "engine", "P3", "P5", "P7"
     ),

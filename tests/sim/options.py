@@ -112,6 +112,7 @@ class Options:
     capture_s: float
     apply_s: float
     synchronise_s: float
+    store_stall_s: float  # what a release to the disk may take now and then
     guest_step_s: float
     redial_s: float
     stutter: float
@@ -173,6 +174,7 @@ def draw(random: Random) -> Options:
         limit_items=random.choice((4, 8, 20, 100)),
         anchor=anchor,
         faults=tuple(faults),
+        store_stall_s=random.choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.3)),
     )
 
 

@@ -84,7 +84,7 @@ class PrimaryDriver:
 
         def leave(output: Output) -> None:
             if sort == "write":
-                self.disk.write(output.block, output.token)
+                self.disk.write(output.block, output.token, marking=not buffer.releasing)
             self.oracle.left(name, sort, output.incarnation, output.number, output.reply_to)
 
         buffer = Buffer(
@@ -98,6 +98,7 @@ class PrimaryDriver:
             paused=lambda: self.guest.paused,
         )
         buffer.on_level = self._level_changed
+        buffer.stall_s = self.options.store_stall_s if sort == "write" else 0.0
         return buffer
 
     # --- what happens to it -----------------------------------------------------------------------
@@ -242,8 +243,9 @@ class PrimaryDriver:
         """What of the disk travels with this checkpoint."""
         buffer = self.buffers[1]
         if effect.base:
-            view = self.disk.seen_through(buffer)
-            return tuple((block, view[block]) for block in sorted(self.disk.take_dirty()))
+            left_over = {block: self.disk.blocks[block] for block in self.disk.take_dirty()}
+            held = {output.block: output.token for output in buffer.held()}
+            return tuple(sorted((left_over | held).items()))
         return tuple((write.block, write.token) for write in buffer.sealed_outputs(effect.epoch))
 
     def capture(self, effect: do.Checkpoint, blocks: tuple[tuple[int, int], ...]) -> None:
@@ -291,7 +293,7 @@ class PrimaryDriver:
         blocks = set(range(BLOCK_COUNT))
         self.disk.take_dirty()
         for _ in range(random.randint(1, 3)):
-            view = self.disk.seen_through(self.buffers[1])
+            view = self.disk.blocks
             pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
             guest.dirty.clear()
             end.send(

@@ -235,7 +235,7 @@ class Simulation:
                     world.after(n * 0.02, lambda: primary.process.post(on.StopRequested(world.now)))
             case Kind.STOP_SECONDARY:
                 self.record.stops[secondary.process.name] += 1
-                # Asked while it contends, it goes on if the witness names it: nobody else would run the guest.
+                # Asked while it contends, it goes on if the witness names it: nobody else would run it.
                 if secondary.core.phase is BackupPhase.CONTENDING:
                     self.record.excused.add(secondary.process.name)
                 secondary.process.post(on.StopRequested(world.now))
