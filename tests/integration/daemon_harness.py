@@ -358,8 +358,6 @@ def _make_node(
                 data_disk="vdb",
                 service=shape.service,
                 tsc_khz=tsc_khz,
-                # On microvm the kernel would jump into the BIOS instead, which doesn't survive that.
-                extra=["reboot=t"],
             ),
             "extra_arguments": list(shape.extra_arguments),
             "local_arguments": ["-serial", f"file:{home / 'console'}"],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import shutil
 import socket
 import subprocess
 import zlib
@@ -24,6 +26,8 @@ from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
 from transport import FrameType, encode_frame
 
 pytestmark = marks
+
+FENCED = 3
 
 SEED = 20
 GARBAGE = random.Random(SEED).randbytes(1 << 16)
@@ -100,11 +104,28 @@ async def test_bytes_that_are_no_frames(pair: tuple[Cluster, Daemon, Daemon], se
     await assert_untouched(hosts, primary, secondary)
 
 
-async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+async def test_a_peer_that_protects_another_guest(pair: tuple[Cluster, Daemon, Daemon]) -> None:
     hosts, primary, secondary = pair
     async with await connect_peer(hosts) as stream:
         await say(stream, HELLO)
-        assert b"'secondary' already has a primary" in await drain(stream)
+        assert b"stranger has 'nothing'" in await drain(stream)
+    await assert_untouched(hosts, primary, secondary)
+
+
+async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, primary, secondary = pair
+    second = copy.deepcopy(hosts.primary)
+    second.directory = hosts.directory / "second"
+    second.directory.mkdir()
+    disk = second.directory / "data0"
+    shutil.copyfile(hosts.primary.disks[0], disk)
+    second.document |= {"name": "second", "run_directory": second.directory / "run"}
+    second.document["guest"]["disks"][1]["path"] = disk
+    second.document["guest"]["local_arguments"] = []
+
+    daemon = hosts.start(second)
+    await daemon.wait_over(FENCED)
+    assert "the guest runs there, not here" in daemon.log
     await assert_untouched(hosts, primary, secondary)
 
 

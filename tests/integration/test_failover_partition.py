@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
-from daemon_harness import Cluster, Shape, cluster, marks
+from daemon_harness import Daemon, cluster, marks
 from guest_client import stop_guest, writing
 
 from remuslike.demo import plan
 
 pytestmark = marks
 
-QUICK_DETECT_MS, SLOW_DETECT_MS = 500, 1500
-"""Who notices first asks the witness first."""
-
 FENCED = 3
 
 
-def let_notice_first(hosts: Cluster, winner: plan.Role) -> None:
-    for node in (hosts.primary, hosts.secondary):
-        node.document["link"]["detect_ms"] = QUICK_DETECT_MS if node.role == winner else SLOW_DETECT_MS
+def freeze(daemon: Daemon) -> None:
+    """Let it notice nothing until `thaw`: who asks the witness first is then no race."""
+    daemon.process.popen.send_signal(signal.SIGSTOP)
+
+
+def thaw(daemon: Daemon) -> None:
+    daemon.process.popen.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("lan", ["lan up", "lan cut"])
 async def test_a_primary_that_is_cut_off_is_fenced_and_its_output_never_gets_out(lan: str) -> None:
     with cluster() as hosts:
-        let_notice_first(hosts, "secondary")
         primary, secondary = await hosts.protect()
         async with writing(hosts) as client:
             await client.wait_progress()
             if lan == "lan cut":
                 hosts.set_link(hosts.namespaces.client, plan.PORTS["primary"], "down")
             hosts.set_peer_link("down")
+            freeze(primary)
             await secondary.wait_phase("active")
+            thaw(primary)
             await primary.wait_ended(FENCED)
             assert hosts.holder == "secondary"
             hosts.set_link(hosts.namespaces.client, plan.PORTS["primary"], "up")
@@ -42,12 +46,13 @@ async def test_a_primary_that_is_cut_off_is_fenced_and_its_output_never_gets_out
 
 async def test_a_secondary_that_is_cut_off_waits_and_protects_again_when_the_link_is_back() -> None:
     with cluster() as hosts:
-        let_notice_first(hosts, "primary")
         primary, secondary = await hosts.protect()
         async with writing(hosts) as client:
             await client.wait_progress()
             hosts.set_peer_link("down")
+            freeze(secondary)
             await primary.wait_phase("solo")
+            thaw(secondary)
             refused = await secondary.wait_phase("waiting")
             assert refused.takeover is None
             assert hosts.holder == "primary"
@@ -61,7 +66,7 @@ async def test_a_secondary_that_is_cut_off_waits_and_protects_again_when_the_lin
 
 
 async def test_without_an_answer_of_the_witness_nobody_goes_on() -> None:
-    with cluster(Shape()) as hosts:
+    with cluster() as hosts:
         primary, secondary = await hosts.protect()
         async with writing(hosts) as client:
             await client.wait_progress()
