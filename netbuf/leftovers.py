@@ -15,9 +15,16 @@ import errno
 import socket
 from dataclasses import dataclass
 
-from netbuf.errors import BridgeError, InterfaceNameError, NameClashError, NetbufError, TapError
+from netbuf.errors import (
+    BridgeError,
+    InterfaceNameError,
+    KernelRefusedError,
+    NameClashError,
+    NetbufError,
+    TapError,
+)
 from netbuf.redirect import HOLD_ADDRESS, Link, Network
-from netbuf.tap import checked_prefix
+from netbuf.tap import TAP_HOLD_SUFFIX, checked_prefix
 
 HOLD_SUFFIX = "i"
 
@@ -38,7 +45,7 @@ class HoldLock:
         except OSError as error:
             self._socket.close()
             if error.errno != errno.EADDRINUSE:
-                raise
+                raise KernelRefusedError(f"locking hold {name!r} failed: {error.strerror}") from error
             raise NameClashError(f"hold {name!r} belongs to a running process; end that one first") from error
 
     def close(self) -> None:
@@ -100,6 +107,8 @@ def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
     if named is None:
         raise BridgeError(f"tap={name!r} is in no bridge; say in which its guest's LAN is by bridge")
     network.bridge(named)
+    if network.link(prefix + TAP_HOLD_SUFFIX) is not None:
+        raise NameClashError(f"tap={name!r} is held by a running process already; end that one first")
     hold = prefix + HOLD_SUFFIX
     lock = HoldLock(hold)
     try:
@@ -128,14 +137,21 @@ def clean(network: Network) -> list[str]:
             lock.close()
             lines.append(f"{link.name}: removed, with all that it held")
     for link in network.links():
-        if link.kind == "tun" and _is_cut_off(network, link):
+        if link.kind == "tun" and _is_leftover(network, link):
             network.down(link.name)
             network.unhook(link.name)
             lines.append(f"{link.name}: {_put_back(network, link)}")
     return lines
 
 
-def _is_cut_off(network: Network, link: Link) -> bool:
+def _is_leftover(network: Network, link: Link) -> bool:
+    """A tap that nobody holds, and that was taken out of its bridge or is redirected to nowhere."""
+    if link.alias.startswith(_PORT_OF):
+        try:
+            HoldLock(link.name + HOLD_SUFFIX).close()
+        except NameClashError:
+            return False
+        return network.link(link.name + TAP_HOLD_SUFFIX) is None
     try:
         targets = network.redirects(link.index)
     except NetbufError:

@@ -50,6 +50,8 @@ _IFREQ = struct.Struct("16sH22s")  # struct ifreq: ifr_name, ifr_flags, the rest
 _NAME_BYTES_MAX = 15  # IFNAMSIZ without its terminator
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]+")
 _GUEST_SUFFIX = "g"
+TAP_HOLD_SUFFIX = "h"
+OUTLET_SUFFIX = "o"
 
 
 class Tap:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from netbuf.errors import NetbufError
 from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network
-from netbuf.tap import Guest, Tap
+from netbuf.tap import OUTLET_SUFFIX, TAP_HOLD_SUFFIX, Guest, Tap
 
 
 class Wiring(Protocol):
@@ -57,9 +57,9 @@ class TapWiring:
             self._network = Network()
             undo.callback(self._network.close)
             lan = self._network.bridge(bridge)
-            self._hold = Tap(guest.prefix + "h", vnet_header=True)
+            self._hold = Tap(guest.prefix + TAP_HOLD_SUFFIX, vnet_header=True)
             undo.callback(self._hold.close)
-            self._outlet = Tap(guest.prefix + "o", vnet_header=True)
+            self._outlet = Tap(guest.prefix + OUTLET_SUFFIX, vnet_header=True)
             undo.callback(self._outlet.close)
             self._network.quieten(self._hold.name, mtu_bytes=NO_IPV6_MTU_BYTES)
             for interface in (guest.name, self._outlet.name):

@@ -22,12 +22,14 @@ from fakes.wiring import FakeWiring, fake_guest_tap
 from output_buffer_suite import Errors, OpenSubject, Subject
 from trio.testing import wait_all_tasks_blocked
 from unit.diskbuf_fakes import FakeStore
+from unit.netbuf_fakes import FakePlug
 
 import diskbuf.errors
 import netbuf.errors
 from diskbuf import DiskBuffer, FileStore, Store
 from diskbuf.extents import EXTENT_BYTES_MIN, Bytes, Extent
-from netbuf import TapHold
+from netbuf import PlugHold, TapHold
+from netbuf.sizing import poll_s
 from netbuf.tap import VNET_HEADER_BYTES
 from remuslike.daemon.outputs import Outputs
 
@@ -38,6 +40,7 @@ class FakeSubject:
     """A FakeBuffer, which has both ends itself."""
 
     lanes = 1
+    waits_at_limit = True
     item_bytes = 100
     errors = Errors(
         hold=(fakes.HoldError,),
@@ -93,6 +96,7 @@ class TapSubject:
     """A TapHold; a number is a frame of `item_bytes`, vnet header included."""
 
     lanes = 1
+    waits_at_limit = True
 
     def __init__(self, hold: TapHold, line: Line, item_bytes: int, *, outside_fails: bool) -> None:
         self.buffer = hold
@@ -160,13 +164,97 @@ async def open_tap_in_namespace(*, depth: int = 2, limit_items: int = 1 << 14) -
 
 
 @asynccontextmanager
-async def _running(hold: TapHold) -> AsyncIterator[None]:
+async def _running(hold: TapHold | PlugHold) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(hold.run)
         try:
             yield
         finally:
             hold.close()
+
+
+# --- the plug hold ----------------------------------------------------------------------------------
+
+# The plug counts what is on the wire.
+_PLUG_ITEM_BYTES = 60
+
+
+class PlugSubject:
+    """A PlugHold; a number is a frame of `item_bytes`. Prerequisite: trio's autojump clock."""
+
+    lanes = 1
+    waits_at_limit = False
+    item_bytes = _PLUG_ITEM_BYTES
+    errors = Errors(
+        hold=(netbuf.errors.HoldError,),
+        seal=(netbuf.errors.SealError,),
+        release=(netbuf.errors.ReleaseError,),
+        open=(netbuf.errors.OpenError,),
+    )
+
+    def __init__(self, hold: PlugHold, line: Line) -> None:
+        self.buffer = hold
+        self.lane_limit_bytes = hold.statistics().limit_bytes
+        self._line = line
+        self._left: list[int] = []
+
+    async def emit(self, numbers: Iterable[int]) -> None:
+        length = VNET_HEADER_BYTES + self.item_bytes
+        remaining = iter(numbers)
+        while some := list(itertools.islice(remaining, _FRAMES_AT_ONCE)):
+            for number in some:
+                self._line.send((_FRAME_HEAD + struct.pack(">I", number)).ljust(length, b"\0"))
+            self._collect()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until the hold has looked at the kernel's queue again."""
+        await trio.sleep(2 * poll_s(0, self.lane_limit_bytes))
+
+    def outside(self) -> list[list[int]]:
+        self._collect()
+        return [list(self._left)]
+
+    def leave_room(self, count: int | None) -> None:
+        """The kernel takes what it has been told to release."""
+
+    def _collect(self) -> None:
+        for frame in self._line.received():
+            assert len(frame) == VNET_HEADER_BYTES + self.item_bytes
+            assert frame.startswith(_FRAME_HEAD)
+            self._left.append(struct.unpack_from(">I", frame, len(_FRAME_HEAD))[0])
+
+
+class FakeLine:
+    """The ends of a FakePlug, with the vnet headers that those of a tap have."""
+
+    def __init__(self, plug: FakePlug) -> None:
+        self._plug = plug
+
+    def send(self, frame: bytes) -> None:
+        self._plug.send(frame[VNET_HEADER_BYTES:])
+
+    def received(self) -> list[bytes]:
+        return [bytes(VNET_HEADER_BYTES) + frame for frame in self._plug.received()]
+
+
+@asynccontextmanager
+async def open_plug_over_model(*, depth: int = 2, limit_items: int = 1 << 14) -> AsyncIterator[Subject]:
+    plug = FakePlug()
+    hold = PlugHold(fake_guest_tap(), "br0", limit_items * _PLUG_ITEM_BYTES, wire=lambda *_: plug)
+    async with _running(hold):
+        yield PlugSubject(hold, FakeLine(plug))
+
+
+@asynccontextmanager
+async def open_plug_in_namespace(*, depth: int = 2, limit_items: int = 1 << 14) -> AsyncIterator[Subject]:
+    lan = BridgedLan()
+    hold = PlugHold(lan.guest, "br0", limit_items * _PLUG_ITEM_BYTES)
+    try:
+        async with _running(hold):
+            yield PlugSubject(hold, lan)
+    finally:
+        lan.close_ends()
 
 
 # --- the disk buffer --------------------------------------------------------------------------------
@@ -229,6 +317,7 @@ class DiskSubject:
     """A DiskBuffer; a number is a block of the disk, written by one client that waits for each answer."""
 
     lanes = 1
+    waits_at_limit = True
     item_bytes = _BLOCK_BYTES
     errors = Errors(
         hold=(diskbuf.errors.HoldError,),
@@ -374,6 +463,8 @@ class CombinedBuffer:
 
 class OutputsSubject:
     """`Outputs` over several buffers, a lane each: first the networks, then the disks."""
+
+    waits_at_limit = True
 
     def __init__(self, taps: list[TapSubject], disks: list[DiskSubject]) -> None:
         self._lanes: list[TapSubject | DiskSubject] = [*taps, *disks]

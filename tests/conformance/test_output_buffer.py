@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from fakes.namespace import run_in_namespace
 from fakes.output_buffer import FakeBuffer, ReleasesAnyEpoch, ReleasesAtSeal, SealsTwice
 from output_buffer_subjects import (
@@ -17,6 +18,8 @@ from output_buffer_subjects import (
     open_disk_over_memory,
     open_fake,
     open_outputs,
+    open_plug_in_namespace,
+    open_plug_over_model,
     open_tap_in_namespace,
     open_tap_over_sockets,
 )
@@ -31,10 +34,13 @@ class Implementation:
     open_subject: OpenSubject
     epochs: int
     in_namespace: bool = False
+    autojump: bool = False  # for an implementation that looks at the kernel from time to time
+    outside_can_fail: bool = True
 
     def run(self, check: Any) -> None:
         """Run `check` to its end, in a namespace of its own if the implementation needs one."""
-        run = partial(trio.run, check, self.open_subject)
+        clock = trio.testing.MockClock(autojump_threshold=0) if self.autojump else None
+        run = partial(trio.run, check, self.open_subject, clock=clock)
         if self.in_namespace:
             run_in_namespace(run)
         else:
@@ -44,6 +50,9 @@ class Implementation:
 WITHOUT_ROOT = [
     Implementation("fake", open_fake(FakeBuffer), epochs=10_000),
     Implementation("tap hold over sockets", open_tap_over_sockets, epochs=10_000),
+    Implementation(
+        "plug hold over a model", open_plug_over_model, epochs=10_000, autojump=True, outside_can_fail=False
+    ),
     Implementation("disk buffer over memory", open_disk_over_memory, epochs=10_000),
     Implementation("disk buffer over a file", open_disk_over_file, epochs=2_000),
     Implementation("outputs of a tap and two disks", open_outputs(1, 2), epochs=1_000),
@@ -51,6 +60,14 @@ WITHOUT_ROOT = [
     Implementation("outputs, the first deeper", open_outputs(1, 1, extra_depth=1), epochs=100),
 ]
 IN_NAMESPACE = Implementation("tap hold", open_tap_in_namespace, epochs=500, in_namespace=True)
+IN_LAB = Implementation(
+    "plug hold",
+    open_plug_in_namespace,
+    epochs=1_000,
+    in_namespace=True,
+    autojump=True,
+    outside_can_fail=False,
+)
 
 _ROOT = [
     pytest.mark.root,
@@ -63,6 +80,7 @@ everywhere = pytest.mark.parametrize(
     [
         *(pytest.param(implementation, id=implementation.name) for implementation in WITHOUT_ROOT),
         pytest.param(IN_NAMESPACE, id=IN_NAMESPACE.name, marks=_ROOT),
+        pytest.param(IN_LAB, id=IN_LAB.name, marks=[pytest.mark.lab, *_ROOT]),
     ],
 )
 
@@ -77,7 +95,11 @@ def test_contract(implementation: Implementation, check: Property) -> None:
     implementation.run(check)
 
 
-@pytest.mark.parametrize("implementation", WITHOUT_ROOT, ids=lambda implementation: implementation.name)
+@pytest.mark.parametrize(
+    "implementation",
+    [implementation for implementation in WITHOUT_ROOT if implementation.outside_can_fail],
+    ids=lambda implementation: implementation.name,
+)
 @pytest.mark.parametrize("check", FAILURE_PROPERTIES, ids=_name)
 def test_contract_in_failure(implementation: Implementation, check: Property) -> None:
     implementation.run(check)

@@ -1,0 +1,249 @@
+"""netbuf.plughold over a model of the kernel's plug: what the conformance suite doesn't ask."""
+
+from __future__ import annotations
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+from fakes.wiring import fake_guest_tap
+from unit.netbuf_fakes import FakePlug
+
+from netbuf.errors import (
+    AnnounceError,
+    HoldBrokenError,
+    HoldError,
+    InterfaceVanishedError,
+    LimitError,
+    ReleaseError,
+    SealError,
+)
+from netbuf.ledger import Backend, HoldState, Pressure
+from netbuf.plughold import PlugHold
+from netbuf.sizing import reserve_bytes
+
+FRAME_BYTES = 60
+
+
+def numbered(first: int, count: int = 1) -> list[bytes]:
+    return [str(number).encode().rjust(FRAME_BYTES, b".") for number in range(first, first + count)]
+
+
+def make(plug: FakePlug, *, limit_bytes: int = 1 << 20) -> PlugHold:
+    return PlugHold(fake_guest_tap(), "br0", limit_bytes, wire=lambda *_: plug)
+
+
+async def test_a_seal_and_a_release_are_one_message_each_and_looks_until_all_has_left() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 100))
+    plug.asked.clear()
+    hold.seal(1)
+    assert plug.asked == ["buffer"]
+    plug.asked.clear()
+    await hold.release(1)
+    assert plug.asked == ["release one", *["passage", "waiting"] * 2]
+    hold.seal(2)
+    plug.asked.clear()
+    await hold.release(2)
+    assert plug.asked == ["release one"]
+    assert plug.received() == numbered(0, 100)
+
+
+async def test_it_says_what_it_is_and_how_deep() -> None:
+    hold = make(FakePlug())
+    assert hold.depth == 1
+    assert hold.statistics().backend is Backend.PLUG
+
+
+async def test_a_second_seal_is_refused_before_the_kernel_hears_of_it() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    hold.seal(1)
+    plug.asked.clear()
+    with pytest.raises(SealError, match="depth=1"):
+        hold.seal(2)
+    with pytest.raises(ReleaseError):
+        await hold.release(2)
+    assert plug.asked == []
+
+
+async def test_the_kernel_gets_the_limit_and_the_reserve() -> None:
+    limits: list[int] = []
+
+    def wire(_guest: object, _bridge: str, limit_bytes: int) -> FakePlug:
+        limits.append(limit_bytes)
+        return FakePlug()
+
+    PlugHold(fake_guest_tap(), "br0", 1000, wire=wire)
+    assert limits == [1000 + reserve_bytes()]
+    for limit_bytes in (0, 1 << 32):
+        with pytest.raises(LimitError, match=f"limit_bytes={limit_bytes}"):
+            PlugHold(fake_guest_tap(), "br0", limit_bytes, wire=wire)
+    assert len(limits) == 1
+
+
+async def test_what_waited_while_closed_is_of_the_first_epoch() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    plug.send(*numbered(0, 3))
+    assert hold.statistics().held_items == 0
+    hold.hold(1)
+    assert hold.statistics().held_items == 3
+    hold.seal(1)
+    assert plug.received() == []
+    await hold.release(1)
+    assert plug.received() == numbered(0, 3)
+
+
+async def test_what_was_sent_while_open_leaves_before_holding_begins() -> None:
+    plug = FakePlug(burst=1)
+    hold = make(plug)
+    await hold.open()
+    plug._waiting.extend(numbered(0, 3))  # softirqs that have not run yet
+    hold.hold(1)
+    assert plug.received() == numbered(0, 3)
+    plug.send(*numbered(3, 2))
+    assert hold.statistics().held_items == 2
+    assert plug.received() == []
+
+
+async def test_a_plug_that_never_drains_is_refused_and_stays_open() -> None:
+    plug = FakePlug(burst=0)
+    hold = make(plug)
+    await hold.open()
+    plug._waiting.extend(numbered(0, 3))
+    with pytest.raises(HoldError, match="3 frames sent before don't leave"):
+        hold.hold(1)
+    assert hold.statistics().state is HoldState.OPEN
+    assert plug.asked[-3] == "release all"
+
+
+async def test_pressure_is_told_by_looking_at_the_kernel(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug()
+    hold = make(plug, limit_bytes=4 * FRAME_BYTES)
+    levels: list[Pressure] = []
+    hold.on_pressure(levels.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.hold(1)
+        plug.send(*numbered(0, 2))
+        await trio.sleep(0.05)
+        assert levels == [Pressure.SOON]
+        plug.send(*numbered(2, 2))
+        await trio.sleep(0.05)
+        assert levels == [Pressure.SOON, Pressure.FULL]
+        asked = len(plug.asked)
+        await trio.sleep(1)
+        assert len(plug.asked) - asked <= 2 * 1 / 0.002 + 2
+        hold.close()
+
+
+async def test_frames_that_the_kernel_refused_are_counted_and_logged_once() -> None:
+    plug = FakePlug(limit_bytes=3 * FRAME_BYTES)
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 5))
+    with structlog.testing.capture_logs() as logs:
+        hold.seal(1)
+        assert hold.statistics().dropped_items == 2
+        assert hold.statistics().dropped_items == 2
+    assert [entry["items"] for entry in logs] == [2]
+    await hold.release(1)
+    assert plug.received() == numbered(0, 3)
+
+
+async def test_frames_of_a_guest_that_is_not_paused_go_to_the_next_epoch(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 3))
+    plug.during_buffer = numbered(3, 2)
+    hold.seal(1)
+    await hold.release(1)
+    assert plug.received() == numbered(0, 3)
+    assert (hold.statistics().held_items, hold.statistics().released_items) == (2, 3)
+    hold.seal(2)
+    await hold.release(2)
+    assert plug.received() == numbered(3, 2)
+    assert hold.statistics().held_items == 0
+
+
+@pytest.mark.parametrize("tamper", ["purge", "leak"])
+async def test_a_queue_that_somebody_else_changes_is_cut(
+    tamper: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 4))
+    hold.prepare()
+    getattr(plug, tamper)(1)
+    with pytest.raises(HoldBrokenError, match="rl0g is cut"):
+        await hold.run()
+    assert hold.statistics().state is HoldState.DISCARDED
+    plug.received()
+    plug.send(*numbered(9))
+    assert plug.received() == []
+    with pytest.raises(SealError):
+        hold.seal(1)
+
+
+async def test_a_seal_of_a_changed_queue_seals_nothing_and_cuts() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    plug.broken = True
+    with pytest.raises(HoldBrokenError, match="no plug of ours"):
+        hold.seal(1)
+    assert hold.statistics().state is HoldState.DISCARDED
+
+
+async def test_a_release_that_never_ends_cuts(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug(burst=0)
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 2))
+    with pytest.raises(HoldBrokenError, match="released frames of rl0g don't leave"):
+        await hold.open()
+    assert hold.statistics().state is HoldState.DISCARDED
+
+
+async def test_a_guest_tap_that_is_gone_ends_run_by_name(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    plug.lose_tap()
+    with pytest.raises(InterfaceVanishedError, match="guest tap 'rl0g' is gone"):
+        await hold.run()
+    assert hold.statistics().state is HoldState.DISCARDED
+
+
+async def test_an_announcement_passes_a_hold_that_was_open(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    with pytest.raises(AnnounceError, match="not yet opened"):
+        hold.announce(numbered(0))
+    await hold.open()
+    hold.hold(1)
+    hold.announce(numbered(0, 2))
+    assert plug.received() == numbered(0, 2)
+    with pytest.raises(AnnounceError, match="a frame of 3 bytes"):
+        hold.announce([b"abc"])
+
+
+async def test_close_is_idempotent_and_ends_run(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.hold(1)
+        plug.send(*numbered(0, 2))
+        hold.close()
+        hold.close()
+    assert plug.closed
+    assert hold.statistics().dropped_items == 2
