@@ -18,7 +18,9 @@ from remuslike.lab.wire import Frame, WireError
 SEND_LIMIT_S = 15.0
 """For the lab to take a frame. Its agent reads whenever we write; longer, and its kernel hangs."""
 
-CONSOLE_TAIL_LINES = 15
+CONSOLE_TAIL_LINES = 50
+"""A kernel's oops, with the line at its head that says what happened."""
+
 _CONSOLE_TAIL_BYTES = 8192
 _RECEIVE_BYTES = 1 << 16
 

@@ -16,7 +16,7 @@ _RECORD = re.compile("\x1e([^\n]*)\n")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a test came to: "passed", "failed" or "skipped". `text` is the traceback, or the reason."""
+    """What a test came to: passed, failed, skipped or xfailed. `text` is the traceback, or the reason."""
 
     node: str
     outcome: str
@@ -34,11 +34,23 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The last phase of a test that didn't just pass decides, and is told when the test is over."""
         if self._outcome is None or not report.passed:
-            text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self._outcome = Outcome(report.nodeid, report.outcome, text, tuple(report.sections))
+            self._outcome = _outcome(report)
         if report.when == "teardown":
             self._config.get_terminal_writer().write(encode(self._outcome), flush=True)
             self._outcome = None
+
+
+def _outcome(report: pytest.TestReport) -> Outcome:
+    outcome: str = report.outcome
+    text = report.longreprtext
+    if report.skipped and hasattr(report, "wasxfail"):
+        outcome, text = "xfailed", report.wasxfail
+    elif isinstance(report.longrepr, tuple):
+        text = report.longrepr[2].removeprefix("Skipped: ")
+    elif crash := getattr(report.longrepr, "reprcrash", None):
+        # pytest's summary shows the first line of what it is given.
+        text = f"in the lab: {crash.message.splitlines()[0]}\n\n{text}"
+    return Outcome(report.nodeid, outcome, text, tuple(report.sections))
 
 
 def encode(outcome: Outcome) -> str:

@@ -28,38 +28,42 @@ class Remote:
 
     def __init__(self) -> None:
         self._lab: Lab | None = None
-        self._boot_failure: LabError | None = None
+        self._failure: LabError | None = None
         self._running: Running | None = None
         self._output = ""
         self._outcomes: dict[str, Outcome] = {}
 
     def lab(self) -> Lab:
-        """The lab, idle: if tests run there, they run to their end first."""
+        """The lab, idle: if tests run there, they run to their end first. Raises LabError."""
         if shutil.which("qemu-system-x86_64") is None:
             pytest.skip("qemu-system-x86_64 isn't installed")
-        if self._boot_failure is not None:
-            raise self._boot_failure
-        if self._lab is None:
-            try:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            if self._lab is None:
                 self._lab = Lab.boot()
-            except LabError as error:
-                self._boot_failure = error
-                raise
-        if self._running is not None:
-            while self._read():
+            while self._running is not None and self._read(self._running):
                 pass
+        except LabError as error:
+            self._failure = error
+            raise
         return self._lab
 
     def outcome(self, node: str, nodes: Sequence[str]) -> Outcome:
-        """What `node` came to; if none of `nodes` has run yet, all are. Raises LabError."""
-        if self._running is None:
-            environment = {name: text for name, text in os.environ.items() if name not in _NOT_FOR_THE_LAB}
-            arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *nodes]
-            self._running = self.lab().start(arguments, TIMEOUT_S, environment=environment)
-        while node not in self._outcomes and self._read():
-            pass
+        """What `node` came to; if none of `nodes` has run yet, all are. Raises LabError for the test in which
+        the lab fails."""
+        if node not in self._outcomes and self._failure is not None:
+            first_line = str(self._failure).partition("\n")[0]
+            return Outcome(node, "failed", f"in the lab: not run to its end; before it, {first_line}")
+        running = self._running or self._start(nodes)
+        try:
+            while node not in self._outcomes and self._read(running):
+                pass
+        except LabError as error:
+            self._failure = error
+            raise
         tail = self._output[-OUTPUT_TAIL_CHARACTERS:]
-        text = f"pytest in the lab ended with status {self._running.status} before this test:\n{tail}"
+        text = f"in the lab: pytest ended with status {running.status} before this test:\n{tail}"
         return self._outcomes.get(node, Outcome(node, "failed", text))
 
     def close(self) -> None:
@@ -67,10 +71,15 @@ class Remote:
         if self._lab is not None:
             self._lab.close()
 
-    def _read(self) -> bool:
+    def _start(self, nodes: Sequence[str]) -> Running:
+        environment = {name: text for name, text in os.environ.items() if name not in _NOT_FOR_THE_LAB}
+        arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *nodes]
+        self._running = self.lab().start(arguments, TIMEOUT_S, environment=environment)
+        return self._running
+
+    def _read(self, running: Running) -> bool:
         """Takes in the next part of the output; False when there is no more."""
-        assert self._running is not None
-        part = next(self._running, None)
+        part = next(running, None)
         if part is None:
             return False
         self._output += part[1].decode(errors="replace")
@@ -98,10 +107,13 @@ class LabItem(pytest.Item):
         for name, text in outcome.sections:
             stream, _, phase = name.removeprefix("Captured ").rpartition(" ")
             self.add_report_section(phase, stream, text)
-        if outcome.outcome == "skipped":
-            pytest.skip(f"in the lab: {outcome.text.removeprefix('Skipped: ')}")
-        if outcome.outcome != "passed":
-            raise FailedInTheLab(outcome.text)
+        match outcome.outcome:
+            case "skipped":
+                pytest.skip(f"in the lab: {outcome.text}")
+            case "xfailed":
+                pytest.xfail(f"in the lab: {outcome.text}")
+            case "failed":
+                raise FailedInTheLab(outcome.text)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *arguments: Any) -> Any:
         """The traceback in the lab, or why there is none."""

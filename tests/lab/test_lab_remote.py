@@ -44,7 +44,7 @@ def report(when: str, outcome: str, longrepr: Any = None) -> pytest.TestReport:
         ),
         (
             [("setup", "skipped", ("a.py", 3, "Skipped: no")), ("teardown", "passed")],
-            Outcome(NODE, "skipped", "Skipped: no"),
+            Outcome(NODE, "skipped", "no"),
         ),
     ],
     ids=["passed", "failed", "left something", "skipped"],
@@ -102,8 +102,14 @@ def test_a_failure_in_the_lab_is_shown_with_what_was_captured(request: pytest.Fi
 
 
 def test_a_skip_in_the_lab_is_a_skip(request: pytest.FixtureRequest) -> None:
-    item = lab_item(request, FakeRemote(Outcome(NODE, "skipped", "Skipped: no tool")))
+    item = lab_item(request, FakeRemote(Outcome(NODE, "skipped", "no tool")))
     with pytest.raises(pytest.skip.Exception, match="in the lab: no tool"):
+        item.runtest()
+
+
+def test_a_known_failure_in_the_lab_is_one(request: pytest.FixtureRequest) -> None:
+    item = lab_item(request, FakeRemote(Outcome(NODE, "xfailed", "not yet")))
+    with pytest.raises(pytest.xfail.Exception, match="in the lab: not yet"):
         item.runtest()
 
 

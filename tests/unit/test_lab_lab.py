@@ -159,7 +159,7 @@ def test_closing_ends_the_agent_and_a_command_that_runs() -> None:
         ("exec sleep 1000", r"isn't ready after 0\.5 s.*\n    \(nothing\)"),
         (
             "for n in $(seq 100); do echo line $n; done; exit 1",
-            "console:\n    line 86\n(.*\n){13}    line 100$",
+            "console:\n    line 51\n(.*\n){48}    line 100$",
         ),
         (says(b"\xff\0\0\0\0"), "kind is 255"),
         (says(encode(Frame(Kind.OUTPUT, b"x"))), "begins with OUTPUT"),

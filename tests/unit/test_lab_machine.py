@@ -37,9 +37,9 @@ def test_frames_come_and_go() -> None:
 
 
 def test_the_end_says_what_was_on_the_console() -> None:
-    started = machine(r"for n in $(seq 30); do printf 'line %s\r\n' $n; done; echo 'and an error' >&2")
+    started = machine(r"for n in $(seq 99); do printf 'line %s\r\n' $n; done; echo 'and an error' >&2")
     with pytest.raises(
-        LabEndedError, match=r"ended.*console:\n    line 17\n(    line \d\d\n)+    and an error$"
+        LabEndedError, match=r"ended.*console:\n    line 51\n(    line \d\d\n)+    and an error$"
     ):
         started.next_frame(soon())
     assert len(started.console_tail().splitlines()) == CONSOLE_TAIL_LINES
