@@ -11,7 +11,7 @@ from netbuf.plugwire import PassageReading, QueueReading
 class FakePlug:
     """`netbuf.plugwiring.Plumbing` and its queue, between a guest that sends and a LAN that receives.
 
-    Released frames leave `burst` at a time, when all may leave and at each look at the IFB, as softirqs would.
+    Released frames leave `burst` at a time, when all may leave and at each look at the IFB: as softirqs do.
     """
 
     def __init__(self, limit_bytes: int = 1 << 30, *, burst: int = 64) -> None:
