@@ -30,6 +30,7 @@ PURE = (
     "remuslike/guest/command.py",
     "remuslike/guest/qmp_wire.py",
     "remuslike/guest/refusals.py",
+    "remuslike/lab/wire.py",
     "transport/frames.py",
     "transport/pages.py",
     "diskbuf/chunks.py",
