@@ -144,8 +144,7 @@ class PlugHold:
         One netlink message, and then questions until all have left. Raises `ReleaseError`, and then nothing
         gets out, or `BrokenError`. When it is cancelled, either nothing has left or all has.
         """
-        async with self._leaving:
-            await trio.lowlevel.checkpoint()
+        async with self._leaving:  # here, and only here, it can be cancelled
             self._ledger.begin_release(epoch)
             released = False
             try:
@@ -155,7 +154,6 @@ class PlugHold:
                 released = True
             finally:
                 self._ledger.end_release(released=released)
-                self._wake()
 
     async def open(self) -> None:
         """Let all out that is held, in order; from then on frames pass at once, in both directions.
@@ -163,8 +161,7 @@ class PlugHold:
         Only under a witness's grant. Raises `OpenError` when discarded, or `BrokenError`. When it is
         cancelled, either nothing has left and the state is what it was, or the buffer is open.
         """
-        async with self._leaving:
-            await trio.lowlevel.checkpoint()
+        async with self._leaving:  # here, and only here, it can be cancelled
             if self._ledger.state is HoldState.HOLDING:
                 self._observe()
             self._ledger.begin_open()
@@ -298,6 +295,8 @@ class PlugHold:
 
     async def _until_left(self, remaining: Callable[[], int]) -> None:
         """Return when `remaining()` is 0. What was released leaves, so nobody can cancel this."""
+        if not remaining():
+            return
         with trio.CancelScope(shield=True):
             last, still = remaining(), 0
             for look in range(_LOOKS_MAX):

@@ -75,6 +75,7 @@ class PlugQueue:
         self._passage = passage_message(index)
         self._sequence = 0
         self._answer = bytearray(ANSWER_BYTES_MAX)
+        self._view = memoryview(self._answer)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
 
@@ -101,8 +102,7 @@ class PlugQueue:
     def passage(self) -> PassageReading:
         """The interface's statistics."""
         found = self._ask(self._passage).passage
-        if found is None:
-            raise KernelRefusedError(f"the kernel gave no statistics of {self._name!r}; see the kernel log")
+        assert found is not None, "RTM_GETSTATS is answered by statistics"
         return found
 
     def check(self, name: str, index: int) -> None:
@@ -114,28 +114,23 @@ class PlugQueue:
 
     def _queue(self, message: bytearray) -> QueueReading:
         found = self._ask(message).queue
-        if found is None:
-            raise KernelRefusedError(f"the kernel gave no statistics of {self._name!r}; see the kernel log")
+        assert found is not None, "RTM_NEWQDISC is answered by its echo"
         return found
 
     def _ask(self, message: bytearray) -> Answer:
-        """Send, and read until the acknowledgement; the reading that came before it."""
+        """Send, and read the answer."""
         self._sequence = (self._sequence + 1) % _SEQUENCES
         number(message, self._sequence)
-        reading = Answer(self._sequence)
         try:
             self._socket.send(message)
             while True:
                 length = self._socket.recv_into(self._answer, flags=socket.MSG_DONTWAIT)
-                for answer in answers(memoryview(self._answer)[:length]):
+                for answer in answers(self._view[:length]):
                     if answer.sequence != self._sequence:
                         continue  # of a call that was interrupted between its question and its answer
-                    if answer.error is None:
-                        reading = answer
-                    elif answer.error:
+                    if answer.error is not None:
                         raise self._refused(answer.error)
-                    else:
-                        return reading
+                    return answer
         except OSError as error:
             raise KernelRefusedError(
                 f"asking the kernel about {self._name!r} failed: {error.strerror}; see the kernel log"
@@ -147,7 +142,7 @@ class PlugQueue:
                 return PrivilegeError(f"changing the plug of {self._name!r} needs CAP_NET_ADMIN; grant it")
             case errno.ENODEV:
                 return InterfaceVanishedError(f"the hold {self._name!r} is gone; find out who deletes it")
-            case errno.ENOENT | errno.EINVAL:
+            case errno.ENOENT | errno.EEXIST | errno.EINVAL:
                 return HoldBrokenError(
                     f"the hold {self._name!r} has no plug of ours any more; find out who changes it"
                 )

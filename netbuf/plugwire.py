@@ -3,6 +3,7 @@
 Pure. Layouts are those of linux/netlink.h, linux/rtnetlink.h, linux/pkt_sched.h, linux/gen_stats.h and
 linux/if_link.h, in the machine's own byte order. A change asks for an echo (NLM_F_ECHO): the kernel answers
 it with the qdisc as it is after the change, counters included, so that sealing and counting are one message.
+No acknowledgement is asked for: the one answer is the reading or an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from netbuf.errors import KernelRefusedError
 # The major number of our qdisc. A request that names it is refused if somebody has put another in its place.
 PLUG_HANDLE = 0x9B0F_0000
 
-# The kernel answers one request with at most two messages of some 200 bytes.
+# The kernel answers one request with one message of some 200 bytes.
 ANSWER_BYTES_MAX = 8192
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
@@ -30,10 +31,10 @@ _QUEUE = struct.Struct("=IIIII")  # struct gnet_stats_queue: length, backlog, dr
 _LINK = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64, from rx_packets to tx_dropped
 _ERROR = struct.Struct("=i")  # the head of struct nlmsgerr
 
-_ERROR_TYPE = 2  # NLMSG_ERROR, an acknowledgement if its number is 0
+_ERROR_TYPE = 2  # NLMSG_ERROR
 _NEW_QDISC, _GET_QDISC = 36, 38
 _NEW_STATISTICS, _GET_STATISTICS = 92, 94
-_REQUEST, _ACKNOWLEDGE, _ECHO = 1, 4, 8  # NLM_F_*
+_REQUEST, _ECHO = 1, 8  # NLM_F_*
 _ROOT = 0xFFFF_FFFF  # TC_H_ROOT
 _KIND, _OPTIONS, _STATS2 = 1, 2, 7  # TCA_*
 _STATS_QUEUE = 3  # TCA_STATS_QUEUE
@@ -74,7 +75,7 @@ class PassageReading:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One message of the kernel: an error number (0: done), or a reading."""
+    """One message of the kernel: an error number, or a reading."""
 
     sequence: int
     error: int | None = None
@@ -83,20 +84,20 @@ class Answer:
 
 
 def change_message(index: int, action: PlugAction) -> bytearray:
-    """RTM_NEWQDISC: do `action` on the plug of interface `index`, acknowledge and echo."""
+    """RTM_NEWQDISC: do `action` on the plug of interface `index`, and echo."""
     body = _traffic(index) + _attribute(_KIND, b"plug\0") + _attribute(_OPTIONS, _PLUG.pack(action, 0))
-    return _message(_NEW_QDISC, _REQUEST | _ACKNOWLEDGE | _ECHO, body)
+    return _message(_NEW_QDISC, _REQUEST | _ECHO, body)
 
 
 def queue_message(index: int) -> bytearray:
     """RTM_GETQDISC of the plug of interface `index`. Kernels before 6.8 answer it by echo only."""
-    return _message(_GET_QDISC, _REQUEST | _ACKNOWLEDGE | _ECHO, _traffic(index))
+    return _message(_GET_QDISC, _REQUEST | _ECHO, _traffic(index))
 
 
 def passage_message(index: int) -> bytearray:
     """RTM_GETSTATS of interface `index`."""
     body = _STATISTICS.pack(0, 0, 0, index, 1 << (_STATS_LINK - 1))
-    return _message(_GET_STATISTICS, _REQUEST | _ACKNOWLEDGE, body)
+    return _message(_GET_STATISTICS, _REQUEST, body)
 
 
 def number(message: bytearray, sequence: int) -> None:

@@ -248,6 +248,8 @@ async def open_plug_over_model(*, depth: int = 2, limit_items: int = 1 << 14) ->
 
 @asynccontextmanager
 async def open_plug_in_namespace(*, depth: int = 2, limit_items: int = 1 << 14) -> AsyncIterator[Subject]:
+    # On one processor, or a marker could overtake frames that another's softirqs still carry.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     lan = BridgedLan()
     hold = PlugHold(lan.guest, "br0", limit_items * _PLUG_ITEM_BYTES)
     try:

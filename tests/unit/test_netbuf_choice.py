@@ -1,0 +1,51 @@
+"""netbuf.choice: what is taken for each wish, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from netbuf.choice import choose
+from netbuf.errors import KernelModuleError, PrivilegeError
+from netbuf.ledger import Backend
+
+
+def has_plug() -> None:
+    pass
+
+
+def lacks_plug() -> None:
+    raise KernelModuleError("plugging 'probe': this kernel has no sch_plug; install the modules")
+
+
+def lacks_privilege() -> None:
+    raise PrivilegeError("probing for sch_plug needs CAP_SYS_ADMIN; run as root or set hold = 'tap'")
+
+
+def never_asked() -> None:
+    raise AssertionError
+
+
+def test_auto_takes_the_plug_where_the_kernel_has_it() -> None:
+    choice = choose("auto", probe=has_plug)
+    assert (choice.backend, choice.reason) == (Backend.PLUG, "this kernel has ifb and sch_plug")
+
+
+def test_auto_takes_the_tap_elsewhere_and_says_what_is_missing() -> None:
+    choice = choose("auto", probe=lacks_plug)
+    assert choice.backend is Backend.TAP
+    assert "no sch_plug" in choice.reason
+
+
+def test_auto_does_not_hide_a_missing_privilege() -> None:
+    with pytest.raises(PrivilegeError):
+        choose("auto", probe=lacks_privilege)
+
+
+def test_the_plug_is_not_replaced_where_it_is_asked_for() -> None:
+    assert choose("plug", probe=has_plug).backend is Backend.PLUG
+    with pytest.raises(KernelModuleError, match="sch_plug"):
+        choose("plug", probe=lacks_plug)
+
+
+def test_the_tap_needs_no_probe() -> None:
+    assert choose("tap", probe=never_asked).backend is Backend.TAP
