@@ -106,9 +106,10 @@ class PrimarySession:
                     self._post(on.Acknowledged(now, frame.epoch))
                 case FrameType.DISK_DIGESTS:
                     chunk = decode_digests_untrusted(frame.payload, disk_count)
-                    self._digests_due -= len(chunk.data) // _DIGEST_BYTES
-                    if self._digests_due < 0 or not chunk.data:
-                        raise PayloadError("the secondary sent more digests than its disks have chunks")
+                    count, odd = divmod(len(chunk.data), _DIGEST_BYTES)
+                    self._digests_due -= count
+                    if odd or not count or self._digests_due < 0:
+                        raise PayloadError("the secondary's digests are none, in part, or more than chunks")
                     self._digests_in.send_nowait((chunk.disk, chunk.index, bytes(chunk.data)))
                 case FrameType.GOODBYE:
                     goodbye = parse_untrusted(Goodbye, frame.payload)

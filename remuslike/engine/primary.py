@@ -58,6 +58,8 @@ class PrimaryCore:
         self.unacknowledged: deque[int] = deque()
         self.unreleased: deque[int] = deque()
         self._linked = False
+        self._awake_at = 0.0
+        self._slept = False  # for so long that the secondary must have taken us for dead
         self._pressure = Pressure.NONE
         self._epoch_began = 0.0
         self._awaiting_since = 0.0  # for how long the oldest acknowledgement has been due
@@ -93,6 +95,11 @@ class PrimaryCore:
         """Advance by one event; the effects are to be performed in order."""
         if self.phase is Phase.ENDED:
             return []
+        slept_s, self._awake_at = event.now - self._awake_at, event.now
+        if self._linked and not self._slept and slept_s >= self._settings.detect_s:
+            self._slept = True
+            reason = f"this side was not running for {slept_s * 1e3:.0f} ms: the secondary took it for dead"
+            return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason)), *self.step(event)]
         if self.checkpoint is not None and self._ends_something(event):
             if isinstance(event, on.StopRequested) and event.__class__ in map(type, self._deferred):
                 return self._give_way(ExitStatus.FAILED, "stopped within a checkpoint that did not end")
@@ -179,7 +186,7 @@ class PrimaryCore:
         assert not self._linked, "one handshake per link: the session before this one has not ended"
         if self.phase not in (Phase.SOLO, Phase.STALLED) or event.generation != self.generation:
             return [do.EndSession("the handshake came too late")]
-        self._linked = True
+        self._linked, self._slept = True, False
         self._detector.watch(event.now)
         self.phase = Phase.SYNCING
         return [do.StartSync()]
@@ -255,8 +262,8 @@ class PrimaryCore:
         return result
 
     def _acknowledged(self, event: on.Acknowledged) -> list[PrimaryEffect]:
-        if not self._linked:
-            return []  # arrived in the same breath as the end of its session
+        if not self._linked or self._slept:
+            return []  # arrived in the same breath as the end of its session, or lay unread while we slept
         if not self.unacknowledged or event.epoch != self.unacknowledged[0]:
             expected = self.unacknowledged[0] if self.unacknowledged else "none"
             reason = f"the secondary acknowledged epoch {event.epoch}, expected {expected}"

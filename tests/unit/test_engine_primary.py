@@ -24,9 +24,13 @@ def make(on_loss: OnLoss = OnLoss.SOLO, *, window: int = 2, depth: int = 2) -> P
 
 
 def feed(core: PrimaryCore, *events: PrimaryEvent) -> list[PrimaryEffect]:
-    """All effects of these events, with the module's invariants checked after each."""
+    """All effects of these events, with the module's invariants checked after each.
+
+    The loop was awake all along, however far apart they are.
+    """
     effects: list[PrimaryEffect] = []
     for event in events:
+        core._awake_at = event.now
         effects += core.step(event)
         for epochs in (core.unreleased, core.unacknowledged):
             assert list(epochs) == list(range(epochs[0], epochs[0] + len(epochs))) if epochs else True
@@ -474,3 +478,16 @@ def test_a_secondary_with_half_a_copy_is_not_told_that_all_ended_in_order() -> N
     feed(core, on.PeerConnected(0.0), on.PeerReady(0.0, 1))
     leaving = [effect for effect in feed(core, on.StopRequested(0.1)) if isinstance(effect, do.EndSession)]
     assert [effect.farewell for effect in leaving] == [None]
+
+
+@pytest.mark.parametrize("first", ["tick", "acknowledgement"])
+def test_a_primary_that_slept_releases_nothing_before_the_witness_has_spoken(first: str) -> None:
+    core = protected()
+    feed(core, tick(0.03), on.Captured(0.03, 2))
+    woken = 0.03 + DETECT_S + 0.01
+    events: list[PrimaryEvent] = [on.Acknowledged(woken, 2), tick(woken)]
+    if first == "tick":
+        events.reverse()
+    effects = [effect for event in events for effect in core.step(event)]
+    assert [type(effect) for effect in effects] == [do.EndSession, do.AcquireWitness]
+    assert core.phase is Phase.CONTENDING
