@@ -124,6 +124,12 @@ class LinkSettings(Section):
     detect_ms: float = Field(default=100, ge=10, le=60_000)
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of a checked address; an IPv6 host stands in brackets, as in a URL."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 class FileWitnessSettings(Section):
     """A file that both sides reach: one machine, or shared storage with working locks."""
 

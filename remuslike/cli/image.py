@@ -1,4 +1,4 @@
-"""`remuslike image`: the guest image of the demo, the tests and the benchmark."""
+"""`remuslike image`: the guest image of the demo and the tests."""
 
 from __future__ import annotations
 

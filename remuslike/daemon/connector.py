@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 import trio
 
-from remuslike.config import LinkSettings
+from remuslike.config import LinkSettings, split_address
 from remuslike.daemon.primary_session import PrimarySession
 from remuslike.daemon.slot import FAREWELL_LIMIT_S, HEARTBEATS_PER_DETECTION, SessionSlot
 from remuslike.engine import events as on
@@ -46,12 +46,12 @@ class Connector:
 
     async def run(self, address: str) -> None:
         """Look for the secondary there, again and again; complain once about each way it fails."""
-        host, _, port = address.rpartition(":")
+        host, port = split_address(address)
         heartbeat_ms = self._settings.detect_ms / HEARTBEATS_PER_DETECTION
         complained = ""
         while True:
             try:
-                stream = await connect(host, int(port), timeout_s=_CONNECT_LIMIT_S)
+                stream = await connect(host, port, timeout_s=_CONNECT_LIMIT_S)
                 await self._meet(Link(stream, heartbeat_ms=heartbeat_ms, clock=time.monotonic))
                 complained = ""
             except (PeerError, TransportError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 import trio
 
-from remuslike.config import LinkSettings
+from remuslike.config import LinkSettings, split_address
 from remuslike.daemon.backup_session import BackupSession
 from remuslike.daemon.slot import FAREWELL_LIMIT_S, HEARTBEATS_PER_DETECTION, SessionSlot
 from remuslike.engine import events as on
@@ -46,8 +46,7 @@ class Listener:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept primaries; ListenError if the address can't be listened on."""
-        host, _, port = self._settings.address.rpartition(":")
-        listeners = await listen(host, int(port))
+        listeners = await listen(*split_address(self._settings.address))
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, self._meet, listeners)
             task_status.started()

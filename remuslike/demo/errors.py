@@ -6,6 +6,7 @@ RemusError
     ├── DemoOptionError           yours: a value out of range
     ├── DemoEnvironmentError      this machine's: no root, a missing tool, a name that is taken
     ├── DaemonError               a daemon ended early, was silent too long, or answered with an error
+    ├── GuestLostError            the guest did not outlive its host: exit status 1, as for lost writes
     └── LoadError                 the guest's service or the client in front of it
 ```
 
@@ -36,3 +37,7 @@ class DaemonError(DemoError):
 
 class LoadError(DemoError):
     """The fault of the guest's service or of the client process: no load, or no answer to a request."""
+
+
+class GuestLostError(DemoError):
+    """The product's fault: the guest's host died and the guest did not go on. All it acknowledged is lost."""

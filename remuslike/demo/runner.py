@@ -15,7 +15,7 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from remuslike.demo.errors import DemoEnvironmentError
+from remuslike.demo.errors import DemoEnvironmentError, GuestLostError
 from remuslike.demo.observer import Observer
 from remuslike.demo.options import DemoOptions
 from remuslike.demo.plan import DATA_DEVICE, GUEST_ADDRESS, PREFIX_LENGTH_LAN, Directories, GuestFiles
@@ -75,6 +75,9 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         return 128 + interruption.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except GuestLostError as error:
+        console.print(Text(f"LOST: {error}", style="bold red"), soft_wrap=True)
+        return STATUS_BROKEN
     except expected_errors() as error:
         console.print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
         return STATUS_ERROR

@@ -12,7 +12,7 @@ import trio
 
 from remuslike.config import parse_settings
 from remuslike.demo.control import ask
-from remuslike.demo.errors import DaemonError, LoadError
+from remuslike.demo.errors import DaemonError, DemoError, GuestLostError, LoadError
 from remuslike.demo.load import LoadClient, client_program, load_history
 from remuslike.demo.messages import Pauses, Takeover
 from remuslike.demo.observer import Daemon, Observer
@@ -183,7 +183,10 @@ class Scenario:
             f"killed the primary's host {killed_at - load_started_at:.2f} s into the load:"
             f" SIGKILL to {victims.count} processes, links cut"
         )
-        await observer.wait_until(self._is_active, "takeover by the secondary", TAKEOVER_LIMIT_S)
+        try:
+            await observer.wait_until(self._is_active, "takeover by the secondary", TAKEOVER_LIMIT_S)
+        except DemoError as error:
+            raise GuestLostError(f"the guest did not outlive its host: {error}") from error
         assert observer.secondary_said is not None
         assert observer.secondary_said.takeover is not None
         takeover = observer.secondary_said.takeover

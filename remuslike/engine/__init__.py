@@ -1,1 +1,1 @@
-"""Epochs and failover: two pure cores, the ports they need, and the trio drivers that carry them out."""
+"""Epochs and failover, pure: two protocol cores, what goes in and comes out, and the ports they need."""

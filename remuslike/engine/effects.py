@@ -1,8 +1,7 @@
 """What a core wants done: the outputs of `primary.PrimaryCore` and `backup.BackupCore`.
 
 A driver performs effects in the order given. Three of them let output leave a host or make a
-second copy count, and so exist in a class of their own (`Gated`): the simulation and the drivers
-handle them apart, and each carries what entitles it.
+second copy count; these are of a class of their own (`Gated`), and each carries what entitles it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class OutputBuffer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Capture:
     """What a paused guest is, short of its disks: `indices` (n,), `pages` (n, PAGE_BYTES), the
-    device state, and how long each part took. `pages` is reused by the next capture but one."""
+    device state, and how long each part took. `pages` is reused once as many more captures were
+    taken as the guest was told may be in use."""
 
     indices: Indices
     pages: Pages

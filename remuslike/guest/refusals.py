@@ -39,6 +39,11 @@ _REFUSED_OPTIONS = {
     "action": _DAEMONS,
     "snapshot": "the disks are the daemon's to buffer",
     "loadvm": _DAEMONS,
+    "preconfig": _DAEMONS,
+    "chroot": _DAEMONS,
+    "record": _OUTSIDE_STATE,
+    "replay": _OUTSIDE_STATE,
+    "qmp-pretty": _DAEMONS + "; use -chardev and -mon for a monitor of your own",
     "qmp": _DAEMONS + "; use -chardev and -mon for a monitor of your own",
     "drive": "its writes would not be held: list it under guest.disks",
     "blockdev": "its writes would not be held: list it under guest.disks",
@@ -90,6 +95,10 @@ _REFUSED_DEVICE_PREFIXES = {
     "vfio": "the hardware writes to RAM unnoticed and can't be captured",
     "ivshmem": _PRIVATE_RAM,
     "usb-host": _OUTSIDE_STATE,
+    "usb-mtp": _OUTSIDE_STATE,
+    "usb-redir": _OUTSIDE_STATE,
+    "u2f-": _OUTSIDE_STATE,
+    "ccid-card": _OUTSIDE_STATE,
     "usb-uas": "its writes would not be held: list the disk under guest.disks",
     "usb-bot": "its writes would not be held: list the disk under guest.disks",
     "usb-storage": "its writes would not be held: list the disk under guest.disks",
@@ -143,6 +152,8 @@ def refuse_arguments(machine: str, arguments: Sequence[str]) -> None:
             raise ValueError(f"extra argument {argument!r} is refused: {reason}")
         if option == "device":
             _refuse("device", _kind(value, "driver="), _REFUSED_DEVICES, _REFUSED_DEVICE_PREFIXES)
+        elif option == "global" and value.startswith("migration."):
+            raise ValueError(f"-global {value!r} is refused: how state is saved and loaded {_DAEMONS}")
         elif option == "object":
             _refuse("object", _kind(value, "qom-type="), {}, _REFUSED_OBJECT_PREFIXES)
 
