@@ -66,14 +66,13 @@ class FrameType(IntEnum):
     DISK_DIGESTS = 5
     SYNC_PAGES = 6
     SYNC_DISK = 7
-    SYNC_END = 8
-    EPOCH_BEGIN = 9
-    PAGES = 10
-    DEVICES = 11
-    DISK_WRITES = 12
-    EPOCH_END = 13
-    ACKNOWLEDGE = 14
-    GOODBYE = 15
+    EPOCH_BEGIN = 8
+    PAGES = 9
+    DEVICES = 10
+    DISK_WRITES = 11
+    EPOCH_END = 12
+    ACKNOWLEDGE = 13
+    GOODBYE = 14
 
 
 @dataclass(frozen=True, slots=True)

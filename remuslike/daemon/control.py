@@ -71,11 +71,11 @@ async def _serve_client(stream: trio.SocketStream, handle: Handler) -> None:
                 if idle.cancelled_caught or not data:
                     return
                 *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    await stream.send_all(json.dumps(await _answer(line, handle)).encode() + b"\n")
-                if len(pending) > _REQUEST_BYTES_MAX:
+                if max(map(len, [*lines, pending])) > _REQUEST_BYTES_MAX:
                     await stream.send_all(b'{"error": "a request is a line of at most 4096 bytes"}\n')
                     return
+                for line in lines:
+                    await stream.send_all(json.dumps(await _answer(line, handle)).encode() + b"\n")
     except trio.BrokenResourceError:
         _log.debug("control.client_gone")
 

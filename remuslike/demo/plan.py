@@ -1,4 +1,4 @@
-"""Where everything is and what it is called: namespaces, links, addresses, configuration files. Pure.
+"""Where everything is and what it is called: namespaces, links, addresses, configuration files. No I/O.
 
 ```
  rl-TAG-a (primary)          rl-TAG-c (client)           rl-TAG-b (secondary)

@@ -225,7 +225,7 @@ class Summary:
         return {name: round(median(column), 4) for name, column in columns.items()}
 
     def document(self) -> dict[str, Any]:
-        """The JSON object of several runs: the same keys as of one, medians or sums, and `runs`."""
+        """The JSON object of several runs: sums over the runs, `medians` of their figures, and the `runs`."""
         return {
             "seed": self.runs[0].seed,
             "acked_writes": sum(run.acked_writes for run in self.runs),

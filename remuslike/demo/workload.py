@@ -115,8 +115,7 @@ class ConnectionHistory:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A write that isn't as it must be; `kind` is "missing", "changed", "duplicate", "unordered" or
-    "unknown"."""
+    """A write that isn't as it must be; `kind` is "missing", "changed", "duplicate" or "unknown"."""
 
     kind: str
     connection: int

@@ -23,7 +23,7 @@ def hello(name: str, generation: int = 0, **changes: Any) -> Hello:
 
 
 class FakeSession:
-    """Keeps what arrives; raises `failure` when a frame of type SYNC_END does."""
+    """Keeps what arrives; raises `failure` when a frame of type SYNC_DISK does."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -34,7 +34,7 @@ class FakeSession:
     async def run(self) -> None:
         while True:
             frame = await self.link.receive()
-            if frame.type is FrameType.SYNC_END:
+            if frame.type is FrameType.SYNC_DISK:
                 raise self.failure
             self.frames.append(frame)
 

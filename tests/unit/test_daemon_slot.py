@@ -98,13 +98,13 @@ async def test_data_that_do_not_fit_end_the_session_with_their_name(at: Fixture,
     at.session.failure = failure
     async with trio.open_nursery() as nursery:
         nursery.start_soon(at.serve)
-        await at.peer.send(FrameType.SYNC_END)
+        await at.peer.send(FrameType.SYNC_DISK)
     assert at.lost() == str(failure)
 
 
 async def test_a_defect_is_not_taken_for_the_peers_fault(at: Fixture) -> None:
     at.session.failure = KeyError("a defect of ours")
-    await at.peer.send(FrameType.SYNC_END)
+    await at.peer.send(FrameType.SYNC_DISK)
     with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
         await at.serve()
     assert at.posted == [READY]
