@@ -99,6 +99,8 @@ def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
         raise TapError(f"tap={name!r} doesn't exist; name the tap of a running guest (ip -d link)")
     if link.kind != "tun":
         raise TapError(f"tap={name!r} is an interface of kind {link.kind!r}; name one of kind 'tun'")
+    if not link.address:
+        raise TapError(f"tap={name!r} is a TUN without Ethernet frames; name one of mode 'tap'")
     try:
         prefix = checked_prefix(name)
     except InterfaceNameError as error:

@@ -7,8 +7,8 @@ Invariants:
 
 - sch_plug counts two epochs, the open one and the one before. So at most one is sealed (`depth` is 1): a
   second TCQ_PLUG_BUFFER would lose the first count, and a release then let out what nobody acknowledged (P1).
-- TCQ_PLUG_RELEASE_ONE is sent in `release` only, TCQ_PLUG_RELEASE_INDEFINITE in `open` only, and in `hold`
-  as long as the buffer still is open.
+- TCQ_PLUG_RELEASE_ONE is sent in `release` only, TCQ_PLUG_RELEASE_INDEFINITE in `open`, and in `hold` and
+  `run` as long as the buffer still is open.
 - What has been released can't be called back: once the kernel was told, `release` and `open` end with its
   frames gone, whether cancelled or not.
 - Whenever the kernel's counters can't be what our own messages made of them, the hold is cut (P4).
@@ -216,13 +216,18 @@ class PlugHold:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the kernel's queue until `close`: how full it is, and that it still is what we made.
 
-        One task of a nursery. When it is cancelled frames stay held, or pass, as before.
+        One task of a nursery. When it is cancelled nothing passes any more (P4): an open plug is closed, and
+        what the guest sends waits until `run` is called again. A kill can't do that: then an open plug stays
+        open, with nothing held, until the guest tap goes with its QEMU.
         Raises `BrokenError` if somebody deletes or changes one of the interfaces.
         """
         assert not self._running, f"run() twice for the hold of {self._name}"
         self._running = True
-        task_status.started()
         try:
+            if self._ledger.state is HoldState.OPEN:
+                with self._cut_if_broken():
+                    self._queue.release_all()
+            task_status.started()
             while not self._closed:
                 if self._ledger.state is not HoldState.DISCARDED:
                     self._observe()
@@ -233,6 +238,9 @@ class PlugHold:
                     await changed.wait()
         finally:
             self._running = False
+            if self._ledger.state is HoldState.OPEN:
+                with suppress(NetbufError):
+                    self._queue.buffer()
 
     def _pause_s(self) -> float:
         match self._ledger.state:

@@ -39,6 +39,8 @@ _ADDRESS_GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
 # By its address an IFB is known as a hold of ours; it is on no LAN, so all have the same.
 HOLD_ADDRESS = "fe:6e:65:74:62:66"
 
+_FULL_KERNEL = "install the distribution's full kernel (Debian: linux-image-amd64) and its modules"
+
 _REACHABLE = 0x02  # NUD_REACHABLE of linux/neighbour.h: an entry that ages
 _ETH_P_ALL = 3  # linux/if_ether.h
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
@@ -319,9 +321,7 @@ def _not_created(error: NetlinkError, name: str) -> NetbufError:
         case errno.EEXIST:
             return NameClashError(f"interface {name!r} exists already; delete it or choose another name")
         case errno.EOPNOTSUPP:
-            return KernelModuleError(
-                f"creating {name!r}: this kernel has no ifb; install the distribution's full kernel modules"
-            )
+            return KernelModuleError(f"creating {name!r}: this kernel has no ifb; {_FULL_KERNEL}")
         case _:
             return _refused(error, f"creating {name!r}")
 
@@ -333,9 +333,7 @@ def _refusals(about: str, *, module: str | None = None) -> Iterator[None]:
         yield
     except NetlinkError as error:
         if error.code == errno.ENOENT and module is not None:
-            raise KernelModuleError(
-                f"{about}: this kernel has no {module}; install the distribution's full kernel modules"
-            ) from error
+            raise KernelModuleError(f"{about}: this kernel has no {module}; {_FULL_KERNEL}") from error
         raise _refused(error, about) from error
 
 

@@ -123,12 +123,14 @@ def test_an_attached_tap_remembers_its_bridge() -> None:
 def test_what_cannot_be_attached_is_named() -> None:
     network = FakeNetwork(
         Link("veth0", 5, "veth", "", "", 0),
-        Link("unit1", 6, "tun", "", "", 0),
-        Link("fifteen-letters", 7, "tun", "", "", 2),
+        Link("unit1", 6, "tun", "0a:00:00:00:00:04", "", 0),
+        Link("fifteen-letters", 7, "tun", "0a:00:00:00:00:05", "", 2),
+        Link("tun0", 8, "tun", "", "", 0),
     )
     for tap, error, message in (
         ("none", TapError, "doesn't exist"),
         ("veth0", TapError, "kind 'veth'"),
+        ("tun0", TapError, "without Ethernet"),
         ("fifteen-letters", TapError, "too long"),
         ("unit1", BridgeError, "in no bridge"),
     ):

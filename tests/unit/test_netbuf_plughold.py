@@ -247,3 +247,20 @@ async def test_close_is_idempotent_and_ends_run(autojump_clock: trio.testing.Moc
         hold.close()
     assert plug.closed
     assert hold.statistics().dropped_items == 2
+
+
+async def test_cancelling_run_stops_an_open_hold_and_running_it_again_resumes() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    await hold.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        plug.send(*numbered(0))
+        assert plug.received() == numbered(0)
+        nursery.cancel_scope.cancel()
+    plug.send(*numbered(1))
+    assert plug.received() == []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        assert plug.received() == numbered(1)
+        hold.close()

@@ -15,7 +15,8 @@ from netbuf.errors import (
     NetbufError,
     PrivilegeError,
 )
-from netbuf.redirect import RING_FRAMES, Hook, Network
+from netbuf.plugwire import PLUG_HANDLE
+from netbuf.redirect import HOLD_ADDRESS, RING_FRAMES, Hook, Network
 
 
 class Attributes(dict[str, Any]):
@@ -39,15 +40,32 @@ class FakeNetlink:
     def link_lookup(self, ifname: str) -> list[int]:
         return [self.indices[ifname]] if ifname in self.indices else []
 
-    def link(self, command: str, index: int, **what: Any) -> list[Attributes]:
+    def link(self, command: str, index: int = 0, **what: Any) -> list[Attributes]:
         self._refuse(f"link {command}", *what)
+        if command == "add":
+            self.indices[what["ifname"]] = index = len(self.indices) + 1
         if command == "get":
             (name,) = (name for name, known in self.indices.items() if known == index)
             kind = self.kinds.get(name)
             information = Attributes(IFLA_INFO_KIND=kind) if kind else None
-            return [Attributes(IFLA_LINKINFO=information, IFLA_MTU=1450, IFLA_ADDRESS="0a:11:22:33:44:55")]
+            return [
+                Attributes(
+                    index=index,
+                    IFLA_IFNAME=name,
+                    IFLA_LINKINFO=information,
+                    IFLA_MTU=1450,
+                    IFLA_ADDRESS="0a:11:22:33:44:55",
+                )
+            ]
         self.asked.append(("link", index, what))
         return []
+
+    def get_links(self) -> list[Attributes]:
+        return [message for index in self.indices.values() for message in self.link("get", index)]
+
+    def fdb(self, command: str, **what: Any) -> None:
+        self._refuse(f"fdb {command}")
+        self.asked.append(("fdb", command, what))
 
     def tc(self, command: str, kind: str, **what: Any) -> None:
         self._refuse(f"tc {command} {kind}")
@@ -183,3 +201,107 @@ def test_close_closes_the_socket() -> None:
     netlink = FakeNetlink()
     Network(netlink).close()
     assert netlink.closed
+
+
+# --- what a plug hold is made of ------------------------------------------------------------------
+
+
+def test_a_hold_bears_its_address_from_its_first_instant_and_comes_up_last() -> None:
+    netlink = FakeNetlink("rl0g")
+    Network(netlink).create_hold("rl0i", limit_bytes=1000)
+    created, plug, up = netlink.asked
+    assert (created[2]["kind"], created[2]["address"]) == ("ifb", HOLD_ADDRESS)
+    assert plug[1:3] == ("add", "plug")
+    assert (plug[3]["limit"], plug[3]["handle"]) == (1000, PLUG_HANDLE)
+    assert up == ("link", 2, {"state": "up"})
+
+
+@pytest.mark.parametrize(
+    ("request_name", "code", "error", "message"),
+    [
+        ("link add", errno.EOPNOTSUPP, KernelModuleError, "no ifb; install .*linux-image-amd64"),
+        ("link add", errno.EEXIST, NameClashError, "'rl0i' exists already"),
+        ("link add", errno.EPERM, PrivilegeError, "CAP_NET_ADMIN"),
+        ("tc add plug", errno.ENOENT, KernelModuleError, "no sch_plug; install .*linux-image-amd64"),
+        ("tc add plug", errno.EPERM, PrivilegeError, "CAP_NET_ADMIN"),
+    ],
+)
+def test_what_a_hold_lacks_is_named(
+    request_name: str, code: int, error: type[NetbufError], message: str
+) -> None:
+    netlink = FakeNetlink("rl0g")
+    netlink.refuse[request_name] = code
+    with pytest.raises(error, match=message):
+        Network(netlink).create_hold("rl0i", limit_bytes=1000)
+
+
+def test_deleting_what_is_gone_is_nothing() -> None:
+    netlink = FakeNetlink("rl0i")
+    network = Network(netlink)
+    network.delete("rl1i")
+    assert netlink.asked == []
+    network.delete("rl0i")
+    netlink.refuse["link del"] = errno.ENODEV
+    network.delete("rl0i")
+    netlink.refuse["link del"] = errno.EPERM
+    with pytest.raises(PrivilegeError, match="deleting 'rl0i'"):
+        network.delete("rl0i")
+
+
+def test_links_are_known_by_kind_address_and_bridge() -> None:
+    network = Network(FakeNetlink("br0", "eth0"))
+    assert [(link.name, link.index, link.kind) for link in network.links()] == [
+        ("br0", 1, "bridge"),
+        ("eth0", 2, ""),
+    ]
+    assert network.link("br0") == network.links()[0]
+    assert network.link("br7") is None
+
+
+def redirect_to(index: int) -> Attributes:
+    parameters = Attributes(TCA_MIRRED_PARMS={"ifindex": index})
+    action = Attributes(TCA_ACT_OPTIONS=parameters)
+    return Attributes(
+        TCA_KIND="u32", TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})
+    )
+
+
+def test_redirects_are_known_by_their_targets() -> None:
+    netlink = FakeNetlink("rl0g")
+    netlink.filters = [Attributes(TCA_KIND="u32"), redirect_to(7), redirect_to(0)]
+    assert Network(netlink).redirects(1) == [7, 0]
+
+
+def test_an_interface_without_hooks_has_no_redirects() -> None:
+    netlink = FakeNetlink("rl0g")
+    netlink.refuse["get_filters"] = errno.EINVAL
+    assert Network(netlink).redirects(1) == []
+
+
+def test_filters_of_somebody_else_are_named() -> None:
+    netlink = FakeNetlink("rl0g")
+    other = Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", Attributes(TCA_ACT_OPTIONS=Attributes()))]})
+    for entry in (Attributes(TCA_KIND="bpf"), Attributes(TCA_KIND="u32", TCA_OPTIONS=other)):
+        netlink.filters = [entry]
+        with pytest.raises(NameClashError, match="somebody else's"):
+            Network(netlink).redirects(1)
+
+
+def test_unhooking_what_has_no_hooks_is_nothing() -> None:
+    netlink = FakeNetlink("rl0g")
+    network = Network(netlink)
+    network.unhook("rl0g")
+    for code in (errno.ENOENT, errno.EINVAL):
+        netlink.refuse["tc del clsact"] = code
+        network.unhook("rl0g")
+    netlink.refuse["tc del clsact"] = errno.EPERM
+    with pytest.raises(PrivilegeError, match="removing the filters of 'rl0g'"):
+        network.unhook("rl0g")
+
+
+def test_the_bridge_learns_an_address_that_ages() -> None:
+    netlink = FakeNetlink("rl0g")
+    Network(netlink).learn("rl0g", "52:54:00:00:00:01")
+    assert netlink.asked == [
+        ("fdb", "replace", {"ifindex": 1, "lladdr": "52:54:00:00:00:01", "state": 0x02}),
+    ]
