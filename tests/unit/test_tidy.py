@@ -40,6 +40,9 @@ PURE = (
     "diskbuf/sealed.py",
     "diskbuf/wire.py",
     "netbuf/ledger.py",
+    "netbuf/plugmeter.py",
+    "netbuf/plugwire.py",
+    "netbuf/sizing.py",
 )
 IMPURE_IMPORTS = {"trio", "socket", "time", "random"}
 
