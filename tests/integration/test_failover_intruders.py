@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 import trio
-from daemon_harness import COMMAND, WAIT_LIMIT_S, Cluster, Daemon, Shape, cluster, marks
+from daemon_harness import COMMAND, WAIT_LIMIT_S, Cluster, Daemon, Node, Shape, cluster, marks
 from guest_client import connect, shell
 
 from remuslike.demo import plan
 from remuslike.demo.control import ask
 from remuslike.demo.errors import DaemonError
 from remuslike.demo.messages import Samples
-from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
-from transport import FrameType, encode_frame
+from remuslike.engine.handshake import PROTOCOL_VERSION, Hello, Refusal, parse_untrusted
+from transport import Frame, FrameReader, FrameType, encode_frame
 
 pytestmark = marks
 
@@ -85,6 +85,19 @@ async def drain(stream: trio.SocketStream) -> bytes:
     return received
 
 
+def frames(received: bytes) -> list[Frame]:
+    """What came, which must be whole frames."""
+    reader, found = FrameReader(), []
+    while received:
+        room = reader.buffer()
+        count = min(len(room), len(received))
+        room[:count] = received[:count]
+        found += reader.received(count)
+        received = received[count:]
+    assert not reader.mid_frame
+    return found
+
+
 def oversized() -> bytes:
     """A header in order but for the four GiB that it announces; transport/frames.py has the layout."""
     fields = HELLO[:8] + b"\xff\xff\xff\xff" + HELLO[12:24]
@@ -100,7 +113,9 @@ async def test_bytes_that_are_no_frames(pair: tuple[Cluster, Daemon, Daemon], se
     hosts, primary, secondary = pair
     async with await connect_peer(hosts) as stream:
         await say(stream, sent)
-        assert b"WELCOME" not in await drain(stream)
+        answers = frames(await drain(stream))
+    # A peer that says less than a frame gets no answer but the end of the connection.
+    assert {frame.type for frame in answers} <= {FrameType.REFUSE}
     await assert_untouched(hosts, primary, secondary)
 
 
@@ -108,22 +123,28 @@ async def test_a_peer_that_protects_another_guest(pair: tuple[Cluster, Daemon, D
     hosts, primary, secondary = pair
     async with await connect_peer(hosts) as stream:
         await say(stream, HELLO)
-        assert b"stranger has 'nothing'" in await drain(stream)
+        (answer,) = frames(await drain(stream))
+    assert answer.type is FrameType.REFUSE
+    assert "stranger has 'nothing'" in parse_untrusted(Refusal, answer.payload).reason
     await assert_untouched(hosts, primary, secondary)
+
+
+def second_primary(hosts: Cluster, name: str) -> Node:
+    """A node on the first host that protects the same guest from a run directory and a disk of its own."""
+    second = copy.deepcopy(hosts.primary)
+    second.directory = hosts.directory / name
+    second.directory.mkdir()
+    disk = second.directory / "data0"
+    shutil.copyfile(hosts.primary.disks[0], disk)
+    second.document |= {"name": name, "run_directory": second.directory / "run"}
+    second.document["guest"]["disks"][1]["path"] = disk
+    second.document["guest"]["local_arguments"] = []
+    return second
 
 
 async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
     hosts, primary, secondary = pair
-    second = copy.deepcopy(hosts.primary)
-    second.directory = hosts.directory / "second"
-    second.directory.mkdir()
-    disk = second.directory / "data0"
-    shutil.copyfile(hosts.primary.disks[0], disk)
-    second.document |= {"name": "second", "run_directory": second.directory / "run"}
-    second.document["guest"]["disks"][1]["path"] = disk
-    second.document["guest"]["local_arguments"] = []
-
-    daemon = hosts.start(second)
+    daemon = hosts.start(second_primary(hosts, "second"))
     await daemon.wait_over(FENCED)
     assert "the guest runs there, not here" in daemon.log
     await assert_untouched(hosts, primary, secondary)

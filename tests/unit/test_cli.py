@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from remuslike.cli import main
+from remuslike.config import parse_settings
 from remuslike.engine.effects import ExitStatus
 
 NODE = """
@@ -187,5 +189,34 @@ def test_status_of_no_daemon_is_named(call: Call, tmp_path: Path) -> None:
     assert f"control socket '{tmp_path}/run/control.sock': nobody answers" in line
 
 
+# --- what README says -----------------------------------------------------------------------------
+
+README = Path(__file__).parents[2] / "README.md"
+
+# As the sentence of README words them.
+STATUSES = {
+    "CLEAN": (0, "ended in order"),
+    "FAILED": (1, "failed or something on the host is missing"),
+    "USAGE": (2, "a mistake in the configuration"),
+    "FENCED": (3, "fenced (the other side has the guest)"),
+    "GUEST_DIED": (4, "QEMU died"),
+}
+
+
 def test_exit_statuses_are_as_documented() -> None:
-    assert [int(status) for status in ExitStatus] == [0, 1, 2, 3, 4]
+    assert {status.name: int(status) for status in ExitStatus} == {
+        name: number for name, (number, _) in STATUSES.items()
+    }
+    (sentence,) = re.findall(r"^Exit status: (.*)\.$", README.read_text("utf-8"), re.MULTILINE)
+    assert sentence == ", ".join(f"{number} {meaning}" for number, meaning in STATUSES.values())
+
+
+def test_the_configuration_in_readme_is_one() -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parse_settings(block, "README.md")
+    # What is commented out as a choice must be one, too.
+    with_choices = re.sub(r"^# (\w+ = )", r"\1", blocks[0], flags=re.MULTILINE)
+    assert with_choices != blocks[0]
+    assert parse_settings(with_choices, "README.md").link.successor is not None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from test_demo_report import SEEN
 
 from remuslike.demo import runner
 from remuslike.demo.command import demo_command
 from remuslike.demo.errors import DemoEnvironmentError
 from remuslike.demo.options import DEFAULTS, DemoOptions
+from remuslike.demo.report import Check, Examination, Observation, conclude
 
 
 @pytest.fixture
@@ -94,3 +97,65 @@ def test_an_expected_error_comes_out_of_its_groups_and_a_defect_does_not() -> No
     assert runner._cause(nested) is error
     mixed = BaseExceptionGroup("", [error, ZeroDivisionError()])
     assert runner._cause(mixed) is mixed
+
+
+# --- the exit status of a run ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A host on which a demo could run, without one being run."""
+    monkeypatch.setattr(runner, "_check_environment", lambda: None)
+    monkeypatch.setattr(runner, "_guest", lambda _options, _view: None)
+    return monkeypatch
+
+
+def concluding(prepared: pytest.MonkeyPatch, *seen: Observation) -> None:
+    """Runs that were seen to go like this."""
+    results = iter([conclude(each) for each in seen])
+    prepared.setattr(runner, "_run_once", lambda *_arguments: next(results))
+
+
+def test_a_run_that_kept_its_promises_is_status_0(prepared: pytest.MonkeyPatch) -> None:
+    concluding(prepared, SEEN)
+    assert said_by(DEFAULTS)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"failures": ("connection reset",)},
+        {"read_back_complete": False},
+        {"examination": Examination(Check(False, "errors"), Check(True, ""), ())},
+    ],
+)
+def test_a_run_with_a_problem_is_status_1(prepared: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    concluding(prepared, replace(SEEN, **changes))
+    status, said = said_by(DEFAULTS)
+    assert status == 1
+    for problem in conclude(replace(SEEN, **changes)).problems:
+        assert problem.split()[0] in said
+
+
+@pytest.mark.parametrize("broken", range(3))
+def test_one_run_with_a_problem_is_enough(prepared: pytest.MonkeyPatch, broken: int) -> None:
+    runs = [SEEN] * 3
+    runs[broken] = replace(SEEN, read_back_complete=False)
+    concluding(prepared, *runs)
+    assert said_by(replace(DEFAULTS, runs=3))[0] == 1
+
+
+def test_a_run_that_could_not_be_played_is_status_2(prepared: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise DemoEnvironmentError("no room")
+
+    prepared.setattr(runner, "_run_once", fail)
+    assert said_by(DEFAULTS)[0] == 2
+
+
+def test_an_interrupted_run_is_128_and_the_signals_number(prepared: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: object) -> None:
+        raise runner.Interrupted(15)
+
+    prepared.setattr(runner, "_run_once", interrupt)
+    assert said_by(DEFAULTS)[0] == 143

@@ -81,6 +81,14 @@ def imported(path: Path) -> Iterator[str]:
             yield absolute(path, node)
 
 
+def names_imported(path: Path) -> Iterator[str]:
+    """As `imported`, and what is taken from packages: `from remuslike import demo` is remuslike.demo, too."""
+    yield from imported(path)
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{absolute(path, node)}.{alias.name}" for alias in node.names)
+
+
 def absolute(path: Path, node: ast.ImportFrom) -> str:
     if not node.level:
         assert node.module is not None
@@ -173,6 +181,39 @@ def test_the_engine_imports_no_adapter() -> None:
         and not any(name == allowed or name.startswith(allowed + ".") for allowed in ENGINE_IMPORTS)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("package", ["cli/daemons.py", "daemon", "engine", "guest", "witness"])
+def test_the_framework_needs_no_demo(package: str) -> None:
+    place = Path("remuslike", package)
+    inside = [path for path in modules() if path.is_relative_to(place)]
+    assert inside, f"{place} has moved: say where this is checked now"
+    found = [
+        f"{path} imports {name}"
+        for path in inside
+        for name in names_imported(path)
+        if f"{name}.".startswith("remuslike.demo.")
+    ]
+    assert found == []
+
+
+def test_the_oracle_of_the_simulation_shares_no_code_with_what_it_judges() -> None:
+    """Nor does what it imports of the simulation: DESIGN.md, section 9."""
+    judged, pending = [], [Path("tests/sim/oracle.py")]
+    seen = set(pending)
+    while pending:
+        path = pending.pop()
+        judged += [
+            f"{path} imports {name}" for name in names_imported(path) if name.partition(".")[0] in PACKAGES
+        ]
+        own = {
+            module
+            for module in sorted(path.relative_to(ROOT) for path in (ROOT / "tests/sim").glob("*.py"))
+            if any(name.split(".")[-1] == module.stem for name in names_imported(path))
+        }
+        pending += own - seen
+        seen |= own
+    assert judged == []
 
 
 def test_what_is_public_has_a_docstring() -> None:
