@@ -40,7 +40,8 @@ def configure_logs(settings: LogSettings) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
     # pyroute2 logs each netlink message at debug; at warning it says what concerns an operator.
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    logging.getLogger("pyroute2").setLevel(max(level, logging.WARNING))
 
 
 def _add_time(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

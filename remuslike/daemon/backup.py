@@ -244,9 +244,11 @@ class BackupDaemon:
                     f"finds generation {token.generation} at its witness, {theirs.name!r} has"
                     f" {theirs.generation}: both must use the same one"
                 )
-        if self._core.phase is BackupPhase.WAITING and not self._core.unapplied:
-            return None
-        return f"takes no primary: it is {self._core.phase.value}"
+        if self._core.phase is not BackupPhase.WAITING:
+            return f"takes no primary: it is {self._core.phase.value}"
+        if self._core.unapplied:
+            return f"takes no primary yet: {len(self._core.unapplied)} epochs are still to apply"
+        return None
 
     def _make_session(self, link: Link) -> BackupSession:
         session = BackupSession(link, self._standby.ram, self._outputs, self.post, self._hook)

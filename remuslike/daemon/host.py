@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def _define(guest: GuestSettings, host: Host) -> dict[str, str]:
         "guest.vcpus": str(guest.vcpus),
         "guest.memory_mib": str(guest.memory_mib),
         "guest.append": guest.append,
-        "guest.extra_arguments": " ".join(guest.extra_arguments),
+        "guest.extra_arguments": shlex.join(guest.extra_arguments),
         "guest.kernel": _digest(guest.kernel, "guest.kernel"),
         "guest.initrd": _digest(guest.initrd, "guest.initrd"),
     }

@@ -61,10 +61,10 @@ class Listener:
                 if limit.cancelled_caught:
                     raise HandshakeError(f"no hello came within {_HANDSHAKE_LIMIT_S:.0f} s")
                 check_agreement(self._hello, theirs)
+                self._check_place()
                 if reason := await self._refusal(theirs):
                     raise HandshakeError(f"{self._hello.name!r} {reason}")
-                if self.slot.session is not None:
-                    raise HandshakeError(f"{self._hello.name!r} already has a primary")
+                self._check_place()  # another may have come meanwhile
             await self._serve(link, theirs)
         except LinkClosed:
             _log.info("link.no_hello", advice="whoever connected hung up again; a primary may not be ready")
@@ -80,6 +80,10 @@ class Listener:
         if frame.type is not FrameType.HELLO:
             raise HandshakeError(f"the peer began with {frame.type.name}, expected HELLO")
         return parse_untrusted(Hello, frame.payload)
+
+    def _check_place(self) -> None:
+        if self.slot.session is not None:
+            raise HandshakeError(f"{self._hello.name!r} already has a primary")
 
     async def _serve(self, link: Link, theirs: Hello) -> None:
         session = self._make_session(link)

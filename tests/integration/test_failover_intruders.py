@@ -150,6 +150,26 @@ async def test_a_second_primary(pair: tuple[Cluster, Daemon, Daemon]) -> None:
     await assert_untouched(hosts, primary, secondary)
 
 
+async def test_a_second_primary_with_a_witness_of_its_own(pair: tuple[Cluster, Daemon, Daemon]) -> None:
+    hosts, primary, secondary = pair
+    third = second_primary(hosts, "third")
+    witness = third.directory / "witness"
+    third.document["witness"]["path"] = witness
+    # Its guest must not run: it has the address of the one that does.
+    third.document["on_secondary_loss"] = "stall"
+
+    daemon = hosts.start(third)
+    try:
+        line = await daemon.wait_logged("already has a primary")
+        assert "the secondary refused: 'secondary' already has a primary" in line
+        generations = [json.loads(path.read_text())["generation"] for path in (witness, hosts.witness)]
+        assert generations[0] == generations[1]
+        await assert_untouched(hosts, primary, secondary)
+    finally:
+        daemon.terminate()
+    await daemon.wait_over(0)
+
+
 async def connect_peer(hosts: Cluster) -> trio.SocketStream:
     return await connect(hosts.primary.namespace, plan.PEER_ADDRESSES["secondary"], plan.REPLICATION_PORT)
 

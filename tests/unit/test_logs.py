@@ -41,13 +41,7 @@ def logged(level: str, form: str) -> tuple[list[str], tuple[float, float]]:
     return done.stderr.splitlines(), (began, ended)
 
 
-@pytest.mark.parametrize(
-    "level",
-    [
-        *LEVELS[:-1],
-        pytest.param("error", marks=pytest.mark.xfail(reason="pyroute2's warnings pass it", strict=True)),
-    ],
-)
+@pytest.mark.parametrize("level", LEVELS)
 def test_each_line_is_json_with_level_and_times(level: str) -> None:
     lines, (began, ended) = logged(level, "json")
     records = [json.loads(line) for line in lines]
