@@ -163,7 +163,7 @@ class BackupDaemon:
         _log.info("secondary.phase", phase=self._core.phase.value, epoch=self._core.acknowledged)
         if self._core.phase is BackupPhase.CONTENDING and before is BackupPhase.STANDBY:
             now = time.monotonic()
-            silence_ms = (now - self._listener.slot.heard()) * 1e3
+            silence_ms = max(0.0, now - self._listener.slot.heard()) * 1e3
             self._takeover = Takeover(_cause(event), self._core.acknowledged, silence_ms, now)
 
     def _perform(self, effect: BackupEffect) -> None:
@@ -356,6 +356,7 @@ class BackupDaemon:
             "role": "secondary",
             "name": self._settings.name,
             "phase": core.phase.value,
+            "protected": self._protector is not None and self._protector.protected,
             "generation": core.generation,
             "acknowledged": core.acknowledged,
             "applied": core.applied,

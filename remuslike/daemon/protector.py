@@ -102,6 +102,11 @@ class Protector:
         assert self._final is not None
         return self._final
 
+    @property
+    def protected(self) -> bool:
+        """Whether a secondary could take over now with nothing lost."""
+        return self._core.protected
+
     def _make_session(self, link: Link) -> PrimarySession:
         self._samples.abandon()
         return PrimarySession(link, self._guest, self._outputs, self._samples, self.post, self._hook)

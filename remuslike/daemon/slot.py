@@ -68,7 +68,10 @@ class SessionSlot(Generic[_Session]):
                     self._post(ready)
         except* (TransportError, PeerError, DiskbufError) as group:
             reason = first_message(group)
-            _log.warning("session.ended", reason=reason)
+            if self._parted is None:
+                _log.warning("session.ended", reason=reason)
+            else:
+                _log.info("session.ended", reason="both sides have parted")
             self.last_heard = session.link.last_heard
             self._post(on.LinkLost(time.monotonic(), reason))
         finally:

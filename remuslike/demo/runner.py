@@ -60,6 +60,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         view = View(console)
         view.say(f"seed {options.seed}: the same --seed gives the same values and moment of the kill")
         guest = _guest(options, view)
+        view.say(f"machine {options.machine} with {guest.accelerator}")
         results: list[Result] = []
         for number in range(options.runs):
             if options.runs > 1:
