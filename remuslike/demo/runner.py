@@ -60,7 +60,6 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         view = View(console)
         view.say(f"seed {options.seed}: the same --seed gives the same values and moment of the kill")
         guest = _guest(options, view)
-        view.say(f"machine {options.machine} with {guest.accelerator}")
         results: list[Result] = []
         for number in range(options.runs):
             if options.runs > 1:
@@ -97,6 +96,7 @@ def _guest(options: DemoOptions, view: View) -> GuestFiles:
     with view.stage("guest image"):
         image = build_image(progress=view.say)
         accelerator = options.accelerator or probe_accelerator(image)
+    view.say(f"machine {options.machine} with {accelerator}")
     append = kernel_command_line(
         addresses=[f"{GUEST_ADDRESS}/{PREFIX_LENGTH_LAN}"],
         data_disk=DATA_DEVICE,
