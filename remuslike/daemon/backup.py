@@ -24,6 +24,7 @@ from remuslike.daemon.control import serve_control
 from remuslike.daemon.host import Host, introduce, make_witness, open_host
 from remuslike.daemon.listener import Listener
 from remuslike.daemon.protector import Protector
+from remuslike.daemon.question import ask_witness
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
@@ -214,21 +215,12 @@ class BackupDaemon:
             self.post(on.GuestEnded(time.monotonic(), end, detail))
 
     async def _acquire(self, expected_generation: int) -> None:
-        try:
-            granted, token = await self._witness.acquire(expected_generation, self._settings.name)
-        except WitnessError as error:
-            _log.warning("witness.unreachable", error=str(error))
-            self.post(on.WitnessUnreachable(time.monotonic(), str(error)))
-            return
-        now = time.monotonic()
-        _log.info("witness.answer", granted=granted, generation=token.generation, holder=token.holder)
-        if granted:
-            if self._takeover is not None:
-                self._takeover.granted_at = now
-            self.post(on.WitnessGranted(now, token.generation))
-        else:
+        answer = await ask_witness(self._witness, expected_generation, self._settings.name)
+        if isinstance(answer, on.WitnessRefused):
             self._takeover = None
-            self.post(on.WitnessRefused(now, token.holder, token.generation))
+        elif isinstance(answer, on.WitnessGranted) and self._takeover is not None:
+            self._takeover.granted_at = answer.now
+        self.post(answer)
 
     # --- sessions -------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from remuslike.daemon.connector import Connector
 from remuslike.daemon.control import integer_argument
 from remuslike.daemon.outputs import Outputs
 from remuslike.daemon.primary_session import PendingEpoch, PrimarySession
+from remuslike.daemon.question import ask_witness
 from remuslike.daemon.samples import Sample, Samples
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
@@ -33,7 +34,7 @@ from remuslike.engine.phases import OnLoss, PrimarySettings
 from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.ports import StepHook, Witness
 from remuslike.engine.primary import PrimaryCore
-from remuslike.errors import GuestError, RequestError, WitnessError, first_message
+from remuslike.errors import GuestError, RequestError, first_message
 from remuslike.guest.running import QemuGuest
 from transport import Link
 
@@ -184,17 +185,7 @@ class Protector:
             self.post(on.GuestEnded(time.monotonic(), end, detail))
 
     async def _acquire(self, expected_generation: int) -> None:
-        try:
-            granted, token = await self._witness.acquire(expected_generation, self._settings.name)
-        except WitnessError as error:
-            _log.warning("witness.unreachable", error=str(error))
-            self.post(on.WitnessUnreachable(time.monotonic(), str(error)))
-            return
-        _log.info("witness.answer", granted=granted, generation=token.generation, holder=token.holder)
-        if granted:
-            self.post(on.WitnessGranted(time.monotonic(), token.generation))
-        else:
-            self.post(on.WitnessRefused(time.monotonic(), token.holder, token.generation))
+        self.post(await ask_witness(self._witness, expected_generation, self._settings.name))
 
     # --- the guest worker -----------------------------------------------------------------------
 
