@@ -49,14 +49,15 @@ def hold(tap: str, every_ms: float, bridge: str | None, link_mbit: int, wish: Wi
 
     What is held at the end is dropped, and the guest stays cut off: `clean` puts its tap back.
     """
-    choice = choose(wish)
+    limit = limit_bytes(link_mbit, every_ms)
+    choice = choose(wish, limit)
     network = Network()
     try:
         attached = attach(network, tap, bridge)
     finally:
         network.close()
     click.echo(f"{tap}: held by {choice.backend} ({choice.reason}), a port of {attached.bridge}", err=True)
-    made = make_hold(choice.backend, attached, attached.bridge, limit_bytes(link_mbit, every_ms), depth=1)
+    made = make_hold(choice.backend, attached, attached.bridge, limit, depth=1)
     try:
         trio.run(_release_on_a_timer, made, every_ms / 1e3)
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from netbuf.errors import KernelModuleError, KernelRefusedError, NetbufError, PrivilegeError
+from netbuf.errors import KernelModuleError, KernelRefusedError, LimitError, NetbufError, PrivilegeError
 from netbuf.ledger import Backend
 from netbuf.plughold import PlugHold
 from netbuf.redirect import Network
@@ -60,21 +60,21 @@ def probe_plug() -> None:
         raise failures[0]
 
 
-def choose(wish: Wish, *, probe: Callable[[], None] = probe_plug) -> Choice:
-    """The backend for `wish`; "auto" takes plug if `probe` succeeds.
+def choose(wish: Wish, limit_bytes: int, *, probe: Callable[[], None] = probe_plug) -> Choice:
+    """The backend for `wish`; "auto" takes plug if `probe` succeeds and a plug can hold `limit_bytes`.
 
-    Raises what `probe` does if the wish is "plug".
+    Raises what `probe` does, or `LimitError`, if the wish is "plug".
     """
     if wish == "tap":
         return Choice(Backend.TAP, "asked for")
-    if wish == "plug":
-        probe()
-        return Choice(Backend.PLUG, "asked for")
     try:
+        kernel_limit_bytes(limit_bytes)
         probe()
-    except (KernelModuleError, KernelRefusedError) as error:
+    except (KernelModuleError, KernelRefusedError, LimitError) as error:
+        if wish == "plug":
+            raise
         return Choice(Backend.TAP, str(error))
-    return Choice(Backend.PLUG, "this kernel has ifb and sch_plug")
+    return Choice(Backend.PLUG, "asked for" if wish == "plug" else "this kernel has ifb and sch_plug")
 
 
 def make_hold(backend: Backend, guest: Guest, bridge: str, limit_bytes: int, depth: int) -> Hold:

@@ -109,8 +109,10 @@ class EpochSettings(Section):
 
 
 class BufferSettings(Section):
-    """How much held output is kept in memory, a network interface and a disk each."""
+    """Where the guest's frames wait (`netbuf.choose`), and how much held output is kept in memory, a network
+    interface and a disk each."""
 
+    hold: Literal["auto", "plug", "tap"] = "auto"
     network_limit_mib: int = Field(default=64, ge=1, le=65_536)
     disk_limit_mib: int = Field(default=256, ge=1, le=65_536)
 

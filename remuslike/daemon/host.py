@@ -11,11 +11,13 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
 from diskbuf import DiskBuffer, FileStore, serve_nbd_unix
-from netbuf import GuestTap, TapHold
-from remuslike.config import GuestSettings, Settings
+from netbuf import GuestTap, Hold, choose, make_hold
+from netbuf.errors import LimitError
+from remuslike.config import BufferSettings, GuestSettings, NicSettings, Settings
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
 from remuslike.engine.ports import PAGE_BYTES, Witness
@@ -24,6 +26,8 @@ from remuslike.witness import FileWitness, NoWitness
 
 # The sealed epochs a buffer holds at most: the window, and one whose release is still under way.
 _EXTRA_DEPTH = 1
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,10 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
         names = [disk.name for disk in guest.disks if not disk.read_only]
         disk_limit = settings.buffers.disk_limit_mib << 20
         disks = [DiskBuffer(store, limit_bytes=disk_limit, depth=depth) for store in stores]
-        taps, holds = [], []
-        for number, nic in enumerate(guest.nics):
-            tap = GuestTap.create(f"{settings.name[:10]}{number}")
-            stack.callback(tap.close)
-            hold = TapHold(tap, nic.bridge, settings.buffers.network_limit_mib << 20, depth)
-            stack.callback(hold.close)
-            taps.append(tap)
-            holds.append(hold)
+        nics = [
+            (_make_tap(stack, f"{settings.name[:10]}{number}"), nic) for number, nic in enumerate(guest.nics)
+        ]
+        holds = await _make_holds(stack, settings.buffers, nics, depth)
         sockets = [settings.run_directory / f"disk-{name}.sock" for name in names]
         async with trio.open_nursery() as nursery:
             for hold in holds:
@@ -68,8 +68,36 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             for socket, name, disk in zip(sockets, names, disks, strict=True):
                 await nursery.start(serve_nbd_unix, socket, {name: disk})
             log = settings.run_directory / "qemu.log"
-            yield Host(Outputs(holds, disks), taps, stores, sockets, log)
+            yield Host(Outputs(holds, disks), [tap for tap, _ in nics], stores, sockets, log)
             nursery.cancel_scope.cancel()
+
+
+def _make_tap(stack: ExitStack, name: str) -> GuestTap:
+    tap = GuestTap.create(name)
+    stack.callback(tap.close)
+    return tap
+
+
+async def _make_holds(
+    stack: ExitStack, buffers: BufferSettings, nics: list[tuple[GuestTap, NicSettings]], depth: int
+) -> list[Hold]:
+    """One for each of the interfaces, all of the kind that the configuration and this kernel allow."""
+    if not nics:
+        return []
+    limit_bytes = buffers.network_limit_mib << 20
+    try:
+        choice = await trio.to_thread.run_sync(choose, buffers.hold, limit_bytes)
+    except LimitError as error:
+        raise ConfigurationError(
+            f"buffers.network_limit_mib = {buffers.network_limit_mib}: {error}"
+        ) from error
+    _log.info("hold.chosen", backend=choice.backend.value, reason=choice.reason)
+    holds = []
+    for tap, nic in nics:
+        hold = make_hold(choice.backend, tap, nic.bridge, limit_bytes, depth)
+        stack.callback(hold.close)
+        holds.append(hold)
+    return holds
 
 
 def _open_store(stack: ExitStack, path: Path) -> FileStore:

@@ -11,7 +11,7 @@ import trio
 
 from diskbuf import DiskBuffer
 from diskbuf.errors import DiskbufError
-from netbuf import TapHold
+from netbuf import Hold
 from remuslike.engine.events import Pressure
 
 _log = structlog.get_logger(__name__)
@@ -25,11 +25,11 @@ _RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
 class Outputs:
     """The guest's network holds and disk buffers; the OutputBuffer contract over all of them."""
 
-    def __init__(self, networks: list[TapHold], disks: list[DiskBuffer]) -> None:
+    def __init__(self, networks: list[Hold], disks: list[DiskBuffer]) -> None:
         self.networks = networks
         self.disks = disks
         # The shallowest first: all go in step, so if any must refuse a seal it does before one has sealed.
-        self._all: list[TapHold | DiskBuffer] = sorted([*networks, *disks], key=lambda buffer: buffer.depth)
+        self._all: list[Hold | DiskBuffer] = sorted([*networks, *disks], key=lambda buffer: buffer.depth)
 
     @property
     def depth(self) -> int:
@@ -94,6 +94,6 @@ class Outputs:
         return dict(named)
 
 
-def _plain(buffer: TapHold | DiskBuffer) -> dict[str, Any]:
+def _plain(buffer: Hold | DiskBuffer) -> dict[str, Any]:
     statistics = buffer.statistics()
     return {key: getattr(value, "value", value) for key, value in asdict(statistics).items()}

@@ -386,7 +386,7 @@ def test_clean_leaves_a_living_hold_alone(lab: Lab) -> None:
 
 @namespaced()
 def test_auto_takes_the_plug_here(lab: Lab) -> None:
-    choice = choose("auto")
+    choice = choose("auto", LIMIT_BYTES)
     assert choice.backend is Backend.PLUG
     with IPRoute() as netlink:
         assert netlink.link_lookup(ifname="probe") == []

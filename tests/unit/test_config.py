@@ -62,6 +62,7 @@ epoch_ms = 12.5
 window = 3
 
 [buffers]
+hold = "tap"
 network_limit_mib = 8
 disk_limit_mib = 16
 
@@ -107,7 +108,8 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
     assert (settings.guest.machine, settings.guest.accelerator, settings.guest.vcpus) == ("q35", "kvm", 1)
     assert (settings.epoch.epoch_ms, settings.epoch.window) == (25, 2)
     assert settings.link.detect_ms == 100
-    assert (settings.buffers.network_limit_mib, settings.buffers.disk_limit_mib) == (64, 256)
+    buffers = settings.buffers
+    assert (buffers.hold, buffers.network_limit_mib, buffers.disk_limit_mib) == ("auto", 64, 256)
     assert (settings.log.level, settings.log.format) == ("info", "json")
     assert settings.guest.disks == []
     assert settings.guest.nics == []
@@ -210,6 +212,7 @@ def test_a_value_of_the_wrong_type_is_named(old: str, new: str, named: str) -> N
         ("window = 3", "window = 9", "epoch.window = 9"),
         ("detect_ms = 250", "detect_ms = 9", "link.detect_ms = 9"),
         ("detect_ms = 250", "detect_ms = nan", "link.detect_ms = nan"),
+        ('hold = "tap"', 'hold = "ifb"', "buffers.hold = 'ifb'"),
         ("network_limit_mib = 8", "network_limit_mib = 0", "buffers.network_limit_mib = 0"),
         ("disk_limit_mib = 16", "disk_limit_mib = 65537", "buffers.disk_limit_mib = 65537"),
         ('bridge = "br0"', 'bridge = ""', "guest.nics.0.bridge = ''"),
