@@ -69,8 +69,9 @@ class NicSettings(Section):
 
 
 class GuestSettings(Section):
-    """The machine. Everything but `qemu`, paths, bridges and `local_arguments` must agree with the
-    other side; the handshake checks it."""
+    """The machine. Everything but `qemu`, `tracker`, paths, bridges and `local_arguments` must agree with
+    the other side; the handshake checks it. `tracker`: how this host notices what the guest writes
+    (`remuslike.guest.tracker`)."""
 
     machine: str = Field(default="q35", pattern=r"^[A-Za-z0-9._-]+(,[a-z0-9_-]+=[A-Za-z0-9._-]+)*$")
     accelerator: Literal["kvm", "tcg"] = "kvm"
@@ -81,6 +82,7 @@ class GuestSettings(Section):
     initrd: Annotated[Path | None, Field(strict=False)] = None
     append: str = ""
     qemu: str = "qemu-system-x86_64"
+    tracker: Literal["auto", "pagemap-scan", "soft-dirty"] = "auto"
     disks: list[DiskSettings] = Field(default=[], max_length=16)
     nics: list[NicSettings] = Field(default=[], max_length=8)
     extra_arguments: list[str] = []

@@ -41,6 +41,7 @@ kernel = "/boot/vmlinuz"
 initrd = "/boot/initrd"
 append = "console=ttyS0 quiet"
 qemu = "/usr/bin/qemu-system-x86_64"
+tracker = "soft-dirty"
 extra_arguments = ["-device", "virtio-rng-pci"]
 local_arguments = ["-serial", "file:/tmp/log"]
 
@@ -106,6 +107,7 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
     settings = parse(MINIMAL)
     assert settings.on_secondary_loss == "solo"
     assert (settings.guest.machine, settings.guest.accelerator, settings.guest.vcpus) == ("q35", "kvm", 1)
+    assert settings.guest.tracker == "auto"
     assert (settings.epoch.epoch_ms, settings.epoch.window) == (25, 2)
     assert settings.link.detect_ms == 100
     buffers = settings.buffers
@@ -125,6 +127,7 @@ def test_every_key_is_read() -> None:
         ("data", Path("/var/data.img"), False),
     ]
     assert [(nic.mac, nic.bridge) for nic in guest.nics] == [("52:54:00:ab:cd:01", "br0")]
+    assert guest.tracker == "soft-dirty"
     assert guest.extra_arguments == ["-device", "virtio-rng-pci"]
     assert settings.link.address == "[fd00::2]:7000"
     assert settings.link.successor == "10.0.0.3:7001"
@@ -213,6 +216,7 @@ def test_a_value_of_the_wrong_type_is_named(old: str, new: str, named: str) -> N
         ("detect_ms = 250", "detect_ms = 9", "link.detect_ms = 9"),
         ("detect_ms = 250", "detect_ms = nan", "link.detect_ms = nan"),
         ('hold = "tap"', 'hold = "ifb"', "buffers.hold = 'ifb'"),
+        ('tracker = "soft-dirty"', 'tracker = "dirty-ring"', "guest.tracker = 'dirty-ring'"),
         ("network_limit_mib = 8", "network_limit_mib = 0", "buffers.network_limit_mib = 0"),
         ("disk_limit_mib = 16", "disk_limit_mib = 65537", "buffers.disk_limit_mib = 65537"),
         ('bridge = "br0"', 'bridge = ""', "guest.nics.0.bridge = ''"),
