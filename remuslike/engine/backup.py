@@ -6,6 +6,8 @@ Pure: one event in, effects out. Invariants, between events:
 - Epochs are applied one at a time, in order, and only acknowledged ones: `applied <= acknowledged`.
 - At most `window` epochs are acknowledged and not applied; a further one waits whole, and its
   primary with it, for its acknowledgement (P6). Until then it is as good as partial.
+- With `durable` acknowledgements an epoch counts as acknowledged here from when its logging was asked
+  for: it is whole, and may be taken over with. The primary hears of it only once it is logged.
 - `Activate` is asked for only with the witness's grant, with `applied == acknowledged` (P2, P3).
 - Without an acknowledged base there is nothing to take over with.
 """
@@ -36,6 +38,7 @@ class BackupCore:
         self.receiving: int | None = None
         self.unacknowledged: deque[int] = deque()  # whole, but too far ahead of what is applied
         self.unapplied: deque[int] = deque()
+        self.unlogged: deque[int] = deque()  # of the unapplied, those on their way into the journals
         self._applying = False
         self._parts = 0
         self._linked = False
@@ -60,7 +63,7 @@ class BackupCore:
         """Advance by one event; the effects are to be performed in order."""
         if self.phase is BackupPhase.ENDED:
             return []
-        ends = on.Applied | on.ApplyFailed | on.StopRequested
+        ends = on.Logged | on.Applied | on.ApplyFailed | on.StopRequested
         if self.phase is BackupPhase.ENDING and not isinstance(event, ends):
             return []
         match event:
@@ -74,6 +77,8 @@ class BackupCore:
                 return self._epoch_part(event)
             case on.EpochCompleted():
                 return self._epoch_completed(event)
+            case on.Logged():
+                return self._logged(event)
             case on.Applied():
                 return self._applied(event)
             case on.PeerReady():
@@ -163,10 +168,20 @@ class BackupCore:
             return []
         self.acknowledged = self.unacknowledged.popleft()
         self.unapplied.append(self.acknowledged)
-        return [do.Acknowledge(self.acknowledged)]
+        if not self._settings.durable:
+            return [do.Acknowledge(self.acknowledged)]
+        self.unlogged.append(self.acknowledged)
+        return [do.Log(self.acknowledged)]
+
+    def _logged(self, event: on.Logged) -> list[BackupEffect]:
+        epoch = self.unlogged.popleft()
+        assert event.epoch == epoch, f"logged {event.epoch}, expected {epoch}"
+        # No other session begins while an epoch is unapplied: a link that is there is this epoch's own.
+        acknowledge = [do.Acknowledge(epoch)] if self._linked else []
+        return [*acknowledge, *self._apply_next()]
 
     def _apply_next(self) -> list[BackupEffect]:
-        if self._applying or not self.unapplied:
+        if self._applying or not self.unapplied or self.unapplied[0] in self.unlogged:
             return []
         self._applying = True
         return [do.Apply(self.unapplied[0])]

@@ -145,6 +145,13 @@ class ApplySync:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """Make the staged `epoch`'s disk writes durable in the journals; report `Logged`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Write the staged `epoch` into RAM and disks; report `Applied`."""
 
@@ -191,6 +198,7 @@ BackupEffect = (
     | EndSession
     | Finish
     | ApplySync
+    | Log
     | Apply
     | DropPartial
     | Activate

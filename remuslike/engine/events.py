@@ -220,6 +220,13 @@ class EpochCompleted:
 
 
 @dataclass(frozen=True, slots=True)
+class Logged:
+    """The disk writes of `epoch` outlive this host's end."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """RAM and disks of this side now are `epoch`."""
 
@@ -229,7 +236,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class ApplyFailed:
-    """RAM or a disk of this side could not take an acknowledged epoch: this copy is spoilt."""
+    """RAM, a disk or a journal of this side could not take a whole epoch: this copy is spoilt."""
 
     now: float
     reason: str
@@ -278,6 +285,7 @@ BackupEvent = (
     | EpochBegan
     | EpochPart
     | EpochCompleted
+    | Logged
     | Applied
     | ApplyFailed
     | OutputOpened

@@ -58,8 +58,10 @@ class BackupPhase(Enum):
 @dataclass(frozen=True, slots=True)
 class BackupSettings:
     """`window`: epochs acknowledged and not yet applied. As many again may wait whole for their
-    acknowledgement, which is more than any primary's window: one that sends more is not ours (P6)."""
+    acknowledgement, which is more than any primary's window: one that sends more is not ours (P6).
+    `durable`: the acknowledgement is sent once the epoch's disk writes are in the journals."""
 
     detect_s: float
     window: int = 8  # evens out a slow disk; a takeover may have to apply so many
     witness_retry_s: float = 0.2
+    durable: bool = False

@@ -147,6 +147,7 @@ PRIMARY_STEPS: Sequence[str] = (
 BACKUP_STEPS: Sequence[str] = (
     "receive.begin",
     "receive.complete",
+    "log.end",
     "ack.sent",
     "apply.begin",
     "apply.end",

@@ -38,6 +38,7 @@ class BackupDriver:
         self.buffers = [self._buffer("frame"), self._buffer("write")]
         self.incoming: list[Part] = []  # of the epoch that arrives
         self.staged: dict[int, list[Part]] = {}  # whole epochs, until they are applied
+        self._logging = self._logged = 0
         self.fails_apply = False
         self.fails_activation = False
         self.session = 0
@@ -138,9 +139,16 @@ class BackupDriver:
                 self._begin_session()
                 assert self._arrived is not None
                 self._write(self._arrived)
+            case do.Log():
+                self._begin_session()
+                self.oracle.taken(self.session, effect.epoch)
+                self.world.spawn(self.process, self.log(effect.epoch))
             case do.Acknowledge():
                 self._begin_session()
-                self.oracle.acknowledged(self.session, effect.epoch)
+                if self.options.durable:
+                    self.oracle.acknowledged_durably(self.session, effect.epoch)
+                else:
+                    self.oracle.taken(self.session, effect.epoch)
                 if self.process.link is not None:
                     self.process.link.send(Frame("acknowledge", effect.epoch))
                 self.process.hook("ack.sent")
@@ -189,6 +197,22 @@ class BackupDriver:
             self.disk.write(block, token)
         if part.devices is not None:
             self.devices = part.devices
+
+    def log(self, epoch: int) -> Steps:
+        """Into the journal, in order; what is there outlives this host."""
+        earlier, self._logging = self._logging, epoch
+        while self._logged < earlier:
+            yield 0.0002
+        yield self.world.random.uniform(0, self.options.log_s)
+        if self.fails_apply:
+            self.fails_apply = False
+            self.process.post(on.ApplyFailed(self.world.now, "the journal is full"))
+            return
+        blocks = {block: token for part in self.staged[epoch] for block, token in part.blocks}
+        self.oracle.logged(self.session, epoch, blocks)
+        self._logged = epoch
+        self.process.hook("log.end")
+        self.process.post(on.Logged(epoch))
 
     def apply(self, epoch: int) -> Steps:
         hook, random = self.process.hook, self.world.random

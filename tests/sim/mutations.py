@@ -121,6 +121,19 @@ class AcknowledgesBeforeComplete(BackupCore):
         return [effect for effect in result if not isinstance(effect, do.Acknowledge)]
 
 
+class AcknowledgesBeforeLogged(BackupCore):
+    """Acknowledges an epoch durably when its logging begins, and not again at its end."""
+
+    def step(self, event: BackupEvent) -> list[BackupEffect]:
+        result: list[BackupEffect] = []
+        for effect in super().step(event):
+            if isinstance(effect, do.Log):
+                result += [effect, do.Acknowledge(effect.epoch)]
+            elif not (self._settings.durable and isinstance(effect, do.Acknowledge)):
+                result.append(effect)
+        return result
+
+
 class ActivatesUnapplied(BackupCore):
     """Takes over without finishing what it has acknowledged."""
 
@@ -217,6 +230,7 @@ def _caught(parts: Parts, *promises: str) -> Mutation:
 MUTATIONS = {
     "release before ack": _caught(Parts(primary_core=ReleasesBeforeAcknowledgement), "P1"),
     "ack before complete": _caught(Parts(backup_core=AcknowledgesBeforeComplete), "P2"),
+    "ack before logged": _caught(Parts(backup_core=AcknowledgesBeforeLogged), "P7"),
     "apply a partial epoch": _caught(Parts(backup_driver=AppliesPartial), "P2", "P7"),
     "second seal too early": _caught(Parts(primary_core=SealsTooEarly), "contract"),
     "open without grant": _caught(Parts(primary_core=OpensWithoutGrant), "P1", "P3"),

@@ -86,7 +86,7 @@ class Anchor:
 ANCHORS = (
     ("alpha", ("AcquireWitness", "Greet", "StartSync", "Checkpoint", "SendEpoch", "Release", "SealStalled")),
     ("alpha", ("OpenOutput", "PauseGuest", "ResumeGuest", "EndSession", "DestroyGuest")),
-    ("beta", ("Acknowledge", "Apply", "AcquireWitness", "Activate", "EndSession", "ApplySync")),
+    ("beta", ("Acknowledge", "Log", "Apply", "AcquireWitness", "Activate", "EndSession", "ApplySync")),
 )
 SECOND_SESSION = (
     Anchor("alpha", "Greet", 2),
@@ -117,6 +117,8 @@ class Options:
     redial_s: float
     stutter: float
     limit_items: int
+    durable: bool  # acknowledgements wait for the secondary's journal
+    log_s: float
     anchor: Anchor
     faults: tuple[Fault, ...]
 
@@ -174,7 +176,9 @@ def draw(random: Random) -> Options:
         limit_items=random.choice((4, 8, 20, 100)),
         anchor=anchor,
         faults=tuple(faults),
-        store_stall_s=random.choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.3)),
+        store_stall_s=random.choice((0.0, 0.0, 0.0, 0.3)),
+        durable=random.random() < 0.3,
+        log_s=random.choice((0.0002, 0.002, 0.01)),
     )
 
 

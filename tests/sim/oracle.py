@@ -61,6 +61,7 @@ class Oracle:
         self._left: dict[tuple[str, str], tuple[int, int]] = {}  # (host, sort) -> incarnation, number
         self._captured: dict[tuple[int, int], Snapshot] = {}
         self._sent: dict[tuple[int, int], int] = {}
+        self._durable: dict[int, list[int]] = {}  # session -> the disk that its journal leads to
         self._arrived: dict[tuple[int, int], set[int]] = {}
         self._session: dict[int, tuple[str, str, int]] = {}  # primary, secondary, generation
         self._last: dict[tuple[str, object], int] = {}
@@ -108,7 +109,8 @@ class Oracle:
         if epochs > limit:
             raise ViolationError("P6", f"{host} stages {epochs} epochs, the limit is {limit}")
 
-    def acknowledged(self, session: int, epoch: int) -> None:
+    def taken(self, session: int, epoch: int) -> None:
+        """From now on the secondary may be activated with `epoch`: it acknowledges it, at once or soon."""
         primary, secondary, generation = self._session[session]
         self._in_order("acknowledged", session, epoch)
         parts = self._sent.get((session, epoch), 0)
@@ -126,6 +128,23 @@ class Oracle:
         for sort in ("frame", "write"):
             incarnation, number = self._left.get((primary, sort), (0, 0))
             self._may_have_left(copy, primary, sort, incarnation, number)
+
+    def logged(self, session: int, epoch: int, blocks: dict[int, int]) -> None:
+        """The secondary's journal holds `epoch`, whose disk is therefore safe from the end of both hosts."""
+        self._in_order("logged", session, epoch)
+        disk = self._durable.get(session)
+        snapshot = self._captured[session, epoch]
+        if disk is None:  # the base: what was synchronised before it is made durable with it
+            disk = list(snapshot.blocks)
+        for block, token in blocks.items():
+            disk[block] = token
+        self._durable[session] = disk
+        if tuple(disk) != snapshot.blocks:
+            raise ViolationError("P7", f"the journal of epoch {epoch} does not make that epoch's disk")
+
+    def acknowledged_durably(self, session: int, epoch: int) -> None:
+        if self._last.get(("logged", session), 0) < epoch:
+            raise ViolationError("P7", f"epoch {epoch} was acknowledged before it was durable")
 
     def applied(self, session: int, epoch: int, pages: list[int], blocks: list[int]) -> None:
         """A standby has finished applying `epoch`: its memory and disk must be that epoch, exactly."""

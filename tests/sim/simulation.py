@@ -124,6 +124,7 @@ class Simulation:
         settings = BackupSettings(
             detect_s=self.options.detect_s,
             window=self.options.backup_window,
+            durable=self.options.durable,
             witness_retry_s=WITNESS_RETRY_S,
         )
         core = self._parts.backup_core(settings)

@@ -56,6 +56,51 @@ def test_a_synchronisation_is_written_as_it_comes() -> None:
     assert feed(syncing(), on.SyncPart(), on.SyncPart()) == [do.ApplySync(), do.ApplySync()]
 
 
+def durable(window: int = 2) -> BackupCore:
+    core = BackupCore(BackupSettings(DETECT_S, window, witness_retry_s=0.2, durable=True))
+    feed(core, on.PeerReady(0.0, 5))
+    return core
+
+
+def test_a_durable_acknowledgement_waits_for_the_journal_and_so_does_the_store() -> None:
+    core = durable()
+    assert feed(core, *epoch(1)) == [do.Log(1)]
+    assert feed(core, on.Logged(1)) == [do.Acknowledge(1), do.Apply(1)]
+    assert feed(core, *epoch(2)) == [do.Log(2)]
+    assert feed(core, on.Logged(2), on.Applied(0.0, 1)) == [do.Acknowledge(2), do.Apply(2)]
+
+
+def test_an_epoch_that_is_logged_while_an_older_one_is_applied_waits_for_it() -> None:
+    core = durable()
+    feed(core, *epoch(1), on.Logged(1), *epoch(2))
+    assert feed(core, on.Applied(0.0, 1)) == []
+    assert feed(core, on.Logged(2)) == [do.Acknowledge(2), do.Apply(2)]
+
+
+def test_a_whole_epoch_is_taken_over_with_although_its_logging_outlives_the_link() -> None:
+    core = durable()
+    feed(core, *epoch(1), on.Logged(1), on.Applied(0.0, 1), *epoch(2))
+    assert feed(core, on.LinkLost(0.0, "cut")) == [do.AcquireWitness(5)]
+    assert feed(core, on.WitnessGranted(0.0, 6)) == []
+    assert feed(core, on.Logged(2)) == [do.Apply(2)]
+    assert feed(core, on.Applied(0.0, 2)) == [do.OpenOutput(6), do.Activate(2)]
+
+
+def test_a_journal_that_fails_spoils_the_copy() -> None:
+    core = durable()
+    feed(core, *epoch(1))
+    effects = feed(core, on.ApplyFailed(0.0, "no room in the journal"))
+    assert [type(effect) for effect in effects] == [do.EndSession, do.DestroyGuest, Finish]
+
+
+def test_a_secondary_that_stops_logs_and_applies_what_is_whole() -> None:
+    core = durable()
+    feed(core, *epoch(1))
+    assert [type(effect) for effect in feed(core, on.StopRequested(0.0))] == [do.EndSession]
+    assert feed(core, on.Logged(1)) == [do.Apply(1)]
+    assert isinstance(feed(core, on.Applied(0.0, 1))[-1], Finish)
+
+
 def test_an_epoch_is_acknowledged_when_it_is_whole_and_then_applied() -> None:
     core = syncing()
     frames = epoch(1)
