@@ -9,9 +9,9 @@ from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
 from remuslike.engine.phases import BackupPhase
 
-from .buffers import Buffer, Disk, Output
+from .buffers import Buffer, Disk, Output, Platter, State
 from .faults import ContractError
-from .guest import BLOCK_COUNT, PAGE_COUNT, Devices, Guest
+from .guest import PAGE_COUNT, Devices, Guest
 from .network import End, Frame
 from .options import Options
 from .oracle import Snapshot
@@ -23,7 +23,9 @@ from .world import Steps
 class BackupDriver:
     """Standby guest, its disk, and what is staged for it."""
 
-    def __init__(self, process: Process, core: BackupCore, options: Options, incarnation: int) -> None:
+    def __init__(
+        self, process: Process, core: BackupCore, options: Options, incarnation: int, platter: Platter
+    ) -> None:
         self.process = process
         self.core = core
         self.world = process.world
@@ -31,7 +33,9 @@ class BackupDriver:
         self.options = options
         self.incarnation = incarnation
         self.ram = [0] * PAGE_COUNT
-        self.disk = Disk([0] * BLOCK_COUNT)
+        self.disk = Disk(platter)
+        self.retained: dict[int, dict[int, int]] = {}  # epochs that may not be on the shared disk
+        self._at_hand = not options.shared  # whether the disk is ours, and all acknowledged epochs on it
         self.devices: Devices | None = None
         self.guest: Guest | None = None
         self.last_snapshot: Snapshot | None = None
@@ -92,6 +96,8 @@ class BackupDriver:
                 assert isinstance(frame.body, Part)
                 self.oracle.part_arrived(end.session, frame.epoch, frame.body.number)
                 post(on.EpochPart(frame.epoch), (end.session, frame.body))
+            case "released":
+                self.released(end.session, frame.epoch)
             case "complete":
                 assert isinstance(frame.body, int)
                 self.process.hook("receive.complete")
@@ -188,13 +194,15 @@ class BackupDriver:
         session, generation = self._greeted
         if session != self.session:
             self.session = session
+            self.retained.clear()
             self.oracle.session_began(session, self._primary, self.process.name, generation)
 
     def _write(self, part: Part) -> None:
         for page, token in part.pages.items():
             self.ram[page] = token
-        for block, token in part.blocks:
-            self.disk.write(block, token)
+        if not self.options.shared:
+            for block, token in part.blocks:
+                self.disk.write(block, token)
         if part.devices is not None:
             self.devices = part.devices
 
@@ -224,17 +232,43 @@ class BackupDriver:
                 self.process.post(on.ApplyFailed(self.world.now, "no room"))
                 return
             self._write(part)
-        del self.staged[epoch]
-        self.oracle.applied(self.session, epoch, self.ram, self.disk.blocks)
+        parts = self.staged.pop(epoch)
+        self.retained[epoch] = {block: token for part in parts for block, token in part.blocks}
+        self.oracle.applied(self.session, epoch, self.ram, None if self.options.shared else self.disk.blocks)
         hook("apply.end")
         self.process.post(on.Applied(self.world.now, epoch))
 
+    def released(self, session: int, epoch: int) -> None:
+        """The primary has put `epoch` on the shared disk."""
+        if session == self.session:
+            for held in [held for held in self.retained if held <= epoch]:
+                del self.retained[held]
+
+    def may_write(self) -> bool:
+        """Whether whoever had the shared disk before can't write to it any more."""
+        return not self.disk.platter.locked_by()
+
+    def _take_disk(self) -> Steps:
+        """Replay what may not be on the shared disk, over whatever part of it is."""
+        while not self.may_write():
+            yield 0.002
+        self.disk.platter.lock(lambda: self.process.alive and self.buffers[1].state is not State.DISCARDED)
+        for epoch in sorted(self.retained):
+            for block, token in self.retained[epoch].items():
+                self.disk.write(block, token)
+                yield self.world.random.uniform(0, 0.0005)
+        self._at_hand = True
+
     def _open(self) -> Steps:
+        if self.options.shared:
+            yield from self._take_disk()
         for buffer in self.buffers:
             yield from buffer.open()
         self.process.post(on.OutputOpened(self.world.now))
 
     def _activate(self) -> Steps:
+        while not self._at_hand:
+            yield 0.001
         yield self.world.random.uniform(0.003, 0.01)
         if self.fails_activation:
             self.process.post(on.ActivationFailed(self.world.now, "the stream was refused"))

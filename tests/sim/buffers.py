@@ -198,12 +198,27 @@ class Buffer:
             raise ContractError(f"{self.name}: {what}")
 
 
+class Platter:
+    """What a store is made of, of one host or of all, and who has its lock."""
+
+    def __init__(self, block_count: int) -> None:
+        self.blocks = [0] * block_count
+        self.locked_by: Callable[[], bool] = lambda: False  # whether its last owner may still write
+
+    def lock(self, owns: Callable[[], bool]) -> None:
+        self.locked_by = owns
+
+
 class Disk:
     """A store, and the disk as a guest sees it through the buffer in front of it."""
 
-    def __init__(self, blocks: list[int]) -> None:
-        self.blocks = blocks
+    def __init__(self, platter: Platter) -> None:
+        self.platter = platter
         self.dirty: set[int] = set()
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.platter.blocks
 
     def write(self, block: int, token: int, *, marking: bool = True) -> None:
         """A release doesn't mark what it writes: only what passes an open buffer is a synchronisation's."""

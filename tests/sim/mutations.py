@@ -1,7 +1,6 @@
 """Deliberately broken variants. The oracle, or a buffer's contract, must catch every one of them.
 
-A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 1,000
-seeds that the unbroken engine passes.
+A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 4,000 seeds.
 """
 
 from __future__ import annotations
@@ -223,6 +222,21 @@ class LosesPart(BackupDriver):
             self.incoming.pop()
 
 
+class ForgetsUnreleased(BackupDriver):
+    """Takes an epoch that it has applied to its memory for one that is on the shared disk."""
+
+    def apply(self, epoch: int) -> Steps:
+        yield from super().apply(epoch)
+        self.retained.clear()
+
+
+class WritesUnlocked(BackupDriver):
+    """Replays onto a shared disk that its primary may still be writing to."""
+
+    def may_write(self) -> bool:
+        return True
+
+
 def _caught(parts: Parts, *promises: str) -> Mutation:
     return Mutation(parts, frozenset(promises))
 
@@ -240,6 +254,8 @@ MUTATIONS = {
     "takeover without finishing apply": _caught(Parts(backup_core=ActivatesUnapplied), "P2", "P7"),
     "release all at loss of link": _caught(Parts(primary_driver=FailsOpen), "P1"),
     "forget to drop the partial epoch": _caught(Parts(backup_driver=KeepsPartial), "P2", "P7"),
+    "forget what is not on the shared disk": _caught(Parts(backup_driver=ForgetsUnreleased), "P7"),
+    "write to a shared disk unlocked": _caught(Parts(backup_driver=WritesUnlocked), "P7"),
     "lose a part": _caught(Parts(backup_driver=LosesPart), "P2", "P7"),
     "ignore the witness's refusal": _caught(Parts(primary_core=IgnoresRefusal), "P3"),
     "greet without a new generation": _caught(Parts(primary_core=GreetsWithOldGeneration), "P1", "P3"),

@@ -119,6 +119,7 @@ class Options:
     limit_items: int
     durable: bool  # acknowledgements wait for the secondary's journal
     log_s: float
+    shared: bool  # all hosts reach one disk; only who holds its lock may write to it
     anchor: Anchor
     faults: tuple[Fault, ...]
 
@@ -179,6 +180,7 @@ def draw(random: Random) -> Options:
         store_stall_s=random.choice((0.0, 0.0, 0.0, 0.3)),
         durable=random.random() < 0.3,
         log_s=random.choice((0.0002, 0.002, 0.01)),
+        shared=random.random() < 0.25,
     )
 
 

@@ -12,6 +12,7 @@ token. As long as a copy counts, nothing newer than it may have left its primary
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .faults import ViolationError
@@ -146,15 +147,17 @@ class Oracle:
         if self._last.get(("logged", session), 0) < epoch:
             raise ViolationError("P7", f"epoch {epoch} was acknowledged before it was durable")
 
-    def applied(self, session: int, epoch: int, pages: list[int], blocks: list[int]) -> None:
-        """A standby has finished applying `epoch`: its memory and disk must be that epoch, exactly."""
+    def applied(self, session: int, epoch: int, pages: list[int], blocks: list[int] | None) -> None:
+        """A standby has finished applying `epoch`: its memory and its disk, if it has one of its own, must be
+        that epoch, exactly."""
         self._in_order("applied", session, epoch)
         secondary = self._session[session][1]
         copy = self.copies.get(secondary)
         if copy is None or copy.session != session or epoch > copy.epoch:
             raise ViolationError("P2", f"{secondary} applied epoch {epoch} without having acknowledged it")
         snapshot = self._captured[session, epoch]
-        self._same(secondary, f"epoch {epoch} as applied", snapshot, pages, blocks)
+        seen = snapshot.blocks if blocks is None else blocks
+        self._same(secondary, f"epoch {epoch} as applied", snapshot, pages, seen)
 
     def activated(
         self, host: str, incarnation: int, pages: list[int], devices: object, blocks: list[int]
@@ -271,7 +274,7 @@ class Oracle:
         if len(active) > 1:
             raise ViolationError("P3", f"{' and '.join(active)} both run with open output")
 
-    def _same(self, host: str, what: str, truth: Snapshot, pages: list[int], blocks: list[int]) -> None:
+    def _same(self, host: str, what: str, truth: Snapshot, pages: list[int], blocks: Sequence[int]) -> None:
         if tuple(pages) != truth.pages:
             wrong = [n for n, (seen, true) in enumerate(zip(pages, truth.pages, strict=True)) if seen != true]
             raise ViolationError("P2", f"{what} on {host} has the wrong memory in pages {wrong}")

@@ -9,7 +9,7 @@ from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.primary import PrimaryCore
 
-from .buffers import Buffer, Disk, Level, Output
+from .buffers import Buffer, Disk, Level, Output, Platter, State
 from .faults import ContractError, StoreError
 from .guest import BLOCK_COUNT, FRESH, PAGE_COUNT, Devices, Guest
 from .network import End, Frame
@@ -43,6 +43,7 @@ class PrimaryDriver:
         core: PrimaryCore,
         options: Options,
         adopted: tuple[Guest, list[Buffer], Disk] | None = None,
+        platter: Platter | None = None,
     ) -> None:
         self.process = process
         self.core = core
@@ -54,7 +55,8 @@ class PrimaryDriver:
             for buffer in self.buffers:
                 buffer.on_level = self._level_changed
         else:
-            self.disk = Disk([0] * BLOCK_COUNT)
+            self.disk = Disk(platter or Platter(BLOCK_COUNT))
+            self.disk.platter.lock(lambda: process.alive and self.buffers[1].state is not State.DISCARDED)
             self.guest = Guest(
                 self.world, self.oracle, process.name, 0, FRESH, [0] * PAGE_COUNT, options.guest_step_s
             )
@@ -243,7 +245,8 @@ class PrimaryDriver:
         """What of the disk travels with this checkpoint."""
         buffer = self.buffers[1]
         if effect.base:
-            left_over = {block: self.disk.blocks[block] for block in self.disk.take_dirty()}
+            dirty = set() if self.options.shared else self.disk.take_dirty()
+            left_over = {block: self.disk.blocks[block] for block in dirty}
             held = {output.block: output.token for output in buffer.held()}
             return tuple(sorted((left_over | held).items()))
         return tuple((write.block, write.token) for write in buffer.sealed_outputs(effect.epoch))
@@ -290,7 +293,7 @@ class PrimaryDriver:
         end, guest, random = self.session_end, self.guest, self.world.random
         assert end is not None, "a synchronisation needs a session"
         guest.dirty = set(range(PAGE_COUNT))
-        blocks = set(range(BLOCK_COUNT))
+        blocks = set() if self.options.shared else set(range(BLOCK_COUNT))
         self.disk.take_dirty()
         for _ in range(random.randint(1, 3)):
             view = self.disk.blocks
@@ -302,7 +305,7 @@ class PrimaryDriver:
             yield random.uniform(0, self.options.synchronise_s)
             if not end.open or end is not self.session_end:
                 return
-            blocks = self.disk.take_dirty()
+            blocks = set() if self.options.shared else self.disk.take_dirty()
         self.disk.dirty |= blocks
         self.process.post(on.SyncConverged(self.world.now))
 
@@ -325,6 +328,8 @@ class PrimaryDriver:
                     for buffer in buffers:
                         yield from buffer.release(effect.epoch)
                     hook("release.end")
+                    if self.options.shared and self.session_end is not None:
+                        self.session_end.send(Frame("released", effect.epoch))
                     self.process.post(on.Released(self.world.now, effect.epoch))
                 else:
                     for buffer in buffers:

@@ -19,7 +19,9 @@ from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.primary import PrimaryCore
 
 from .backup import BackupDriver
+from .buffers import Platter, State
 from .faults import ContractError, ViolationError
+from .guest import BLOCK_COUNT
 from .network import Network, Witness
 from .options import Fault, Kind, Options, draw
 from .oracle import Oracle
@@ -66,7 +68,10 @@ class Simulation:
         self._requests = 0
         self._partitioned = False
         self._at_peace = False
-        self.primary = parts.primary_driver(self._process("alpha"), self._primary_core("alpha"), self.options)
+        self._shared = Platter(BLOCK_COUNT)
+        self.primary = parts.primary_driver(
+            self._process("alpha"), self._primary_core("alpha"), self.options, None, self._platter()
+        )
         self.secondaries: list[BackupDriver] = []
         self.world.log("run", self.options)
 
@@ -87,6 +92,9 @@ class Simulation:
         process = survivor.process
         parts = (survivor.guest, survivor.buffers, survivor.disk)
         return self._parts.primary_driver(process, self._primary_core(process.name), self.options, parts)
+
+    def _platter(self) -> Platter:
+        return self._shared if self.options.shared else Platter(BLOCK_COUNT)
 
     def _process(self, name: str) -> Process:
         return Process(
@@ -129,7 +137,9 @@ class Simulation:
         )
         core = self._parts.backup_core(settings)
         incarnation = len(self.secondaries) + 1
-        driver = self._parts.backup_driver(self._process(name), core, self.options, incarnation)
+        driver = self._parts.backup_driver(
+            self._process(name), core, self.options, incarnation, self._platter()
+        )
         driver.adopt = self._adopt
         self.secondaries.append(driver)
         self.world.log("run", f"{name} joins")
@@ -310,6 +320,7 @@ class Simulation:
             raise ViolationError("liveness", complaint)
         for host in self._hosts():
             serving = host.process.alive and host.guest is not None and host.guest.alive
+            serving = serving and host.buffers[1].state is not State.DISCARDED  # else it is on its way out
             if serving and self.oracle.holder == host.process.name:
                 seen = host.disk.seen_through(host.buffers[1])
                 assert host.guest is not None
