@@ -8,7 +8,8 @@
     │   ├── OpenError
     │   ├── StateError
     │   ├── UnknownEpochError
-    │   └── ChunkError
+    │   ├── ChunkError
+    │   └── JournalOrderError
     ├── StoreError                 the environment: the store behind the buffer
     │   ├── StoreOpenError
     │   │   └── StoreInUseError
@@ -16,6 +17,13 @@
     │   ├── StoreShortError
     │   ├── StoreFullError
     │   └── StoreIOError
+    ├── JournalError               the environment: the journal in front of the store
+    │   ├── JournalOpenError
+    │   │   └── JournalInUseError
+    │   ├── JournalFormatError
+    │   │   └── JournalVersionError
+    │   ├── JournalMismatchError
+    │   └── JournalFullError
     ├── SocketError                the environment: the socket to listen on
     │   └── SocketInUseError
     ├── WriteRefusedError          nobody: writes are not accepted in this state
@@ -68,6 +76,10 @@ class ChunkError(ContractError):
     """The engine's fault, or that of the peer it believed: a chunk that the disk hasn't got."""
 
 
+class JournalOrderError(ContractError):
+    """The engine's fault: an epoch given to the journal out of order, or again with other contents."""
+
+
 class StoreError(DiskbufError):
     """Base of the store's failures; never raised itself. Nobody's call was wrong; what was held is held."""
 
@@ -94,6 +106,37 @@ class StoreFullError(StoreError):
 
 class StoreIOError(StoreError):
     """Any other failure of the store's device or file system."""
+
+
+class JournalError(DiskbufError):
+    """Base of what is wrong with a journal as a whole; never raised itself. The store was not touched.
+
+    A journal's device that fails while it is in use is a `StoreError`, as it would be without a journal.
+    """
+
+
+class JournalOpenError(JournalError):
+    """The journal can't be opened or created: mend its path, its permissions or the store's name."""
+
+
+class JournalInUseError(JournalOpenError):
+    """Another process writes to the journal."""
+
+
+class JournalFormatError(JournalError):
+    """The file is no journal, was truncated, or is damaged beyond what a crash can do."""
+
+
+class JournalVersionError(JournalFormatError):
+    """A later release wrote the journal: run that one."""
+
+
+class JournalMismatchError(JournalError):
+    """The operator's fault: the journal belongs to another store, or to one of another size."""
+
+
+class JournalFullError(JournalError):
+    """Nobody's fault: epochs that wait to be applied fill the journal. Apply them, then log again."""
 
 
 class SocketError(DiskbufError):
