@@ -26,6 +26,7 @@
     │   └── JournalFullError
     ├── SocketError                the environment: the socket to listen on
     │   └── SocketInUseError
+    ├── ExportError                the caller: an export that the NBD protocol doesn't allow
     ├── WriteRefusedError          nobody: writes are not accepted in this state
     ├── RequestError               the NBD client: one request is answered with an error
     ├── ProtocolError              the NBD client: its connection is closed
@@ -145,6 +146,10 @@ class SocketError(DiskbufError):
 
 class SocketInUseError(SocketError):
     """A living server listens at the path already."""
+
+
+class ExportError(DiskbufError):
+    """The caller's fault: an export's name, size or block sizes are none that NBD allows. Not served."""
 
 
 class WriteRefusedError(DiskbufError):

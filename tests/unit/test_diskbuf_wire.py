@@ -1,249 +1,383 @@
+"""Requests, the gate and replies against the specification, whose numbers and layouts are repeated here."""
+
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diskbuf.errors import ProtocolError, RequestError
+from diskbuf.errors import ExportError, ProtocolError, RequestError
 from diskbuf.wire import (
+    DESCRIPTORS_MAX,
     DRAIN_BYTES_MAX,
-    INIT_MAGIC,
-    OPTION_BYTES_MAX,
-    OPTION_MAGIC,
-    OPTION_REPLY_MAGIC,
     PAYLOAD_BYTES_MAX,
+    BlockState,
     Command,
     Export,
     NbdError,
-    Negotiation,
-    OptionReply,
     Request,
+    Terms,
+    TransmissionFlag,
+    check_export_name,
     decode_request,
+    encode_block_status,
+    encode_data_header,
+    encode_done,
+    encode_error,
+    encode_hole,
     encode_reply,
     export_flags,
     validate_request,
 )
 
-DISK = Export(1 << 20, export_flags(read_only=False))
-EXPORTS = {"disk": DISK, "größe": Export(512, export_flags(read_only=True))}
-CLIENT_FLAGS = struct.pack(">I", 3)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (1 << bit for bit in range(5))
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
+CONTEXTS = {1: "base:allocation"}
+COOKIE = 0xFEDC_BA98_7654_3210
+
+SIZE = 1 << 20
+HUGE = 1 << 40
 
 
-def option(number: int, data: bytes = b"") -> bytes:
-    return struct.pack(">QII", OPTION_MAGIC, number, len(data)) + data
+def terms(
+    size_bytes: int = SIZE, *, read_only: bool = False, structured: bool = True, contexts: bool = True
+) -> Terms:
+    export = Export(size_bytes, export_flags(read_only))
+    return Terms("disk", export, structured, CONTEXTS if contexts else {})
 
 
-def info(name: bytes, *requests: int) -> bytes:
-    return struct.pack(f">I{len(name)}sH{len(requests)}H", len(name), name, len(requests), *requests)
+def refusal(request: Request, agreed: Terms) -> NbdError:
+    with pytest.raises(RequestError) as caught:
+        validate_request(request, agreed)
+    assert str(caught.value)
+    return NbdError(caught.value.code)
 
 
-def whole(data: bytes) -> Iterator[bytes]:
-    yield data
+# Requests
 
 
-def byte_by_byte(data: bytes) -> Iterator[bytes]:
-    yield from (data[i : i + 1] for i in range(len(data)))
-
-
-def negotiate(data: bytes, split: Callable[[bytes], Iterator[bytes]] = whole) -> tuple[Negotiation, bytes]:
-    negotiation = Negotiation(EXPORTS)
-    replies = b""
-    left = list(split(data))
-    while left and not negotiation.finished:
-        replies += negotiation.receive(left.pop(0))
-    return negotiation, replies
-
-
-def parse_replies(data: bytes) -> list[tuple[int, int, bytes]]:
-    replies = []
-    while data:
-        magic, number, kind, length = struct.unpack_from(">QIII", data)
-        assert magic == OPTION_REPLY_MAGIC
-        replies.append((number, kind, data[20 : 20 + length]))
-        data = data[20 + length :]
-    return replies
-
-
-def test_greeting() -> None:
-    assert Negotiation.greeting == struct.pack(">QQH", INIT_MAGIC, OPTION_MAGIC, 3)
-
-
-@pytest.mark.parametrize("split", [whole, byte_by_byte])
-def test_list_info_go(split: Callable[[bytes], Iterator[bytes]]) -> None:
-    sent = CLIENT_FLAGS + option(3) + option(6, info("größe".encode(), 3)) + option(7, info(b"disk", 3, 0))
-    negotiation, replies = negotiate(sent, split)
-    assert negotiation.chosen == "disk"
-    assert negotiation.tail == b""
-    block_size = struct.pack(">HIII", 3, 1, 4096, 32 << 20)
-    assert parse_replies(replies) == [
-        (3, OptionReply.SERVER, b"\0\0\0\4disk"),
-        (3, OptionReply.SERVER, b"\0\0\0\7" + "größe".encode()),
-        (3, OptionReply.ACK, b""),
-        (6, OptionReply.INFO, struct.pack(">HQH", 0, 512, 0x16F)),
-        (6, OptionReply.INFO, block_size),
-        (6, OptionReply.ACK, b""),
-        (7, OptionReply.INFO, struct.pack(">HQH", 0, 1 << 20, 0x16D)),
-        (7, OptionReply.INFO, block_size),
-        (7, OptionReply.ACK, b""),
-    ]
-
-
-def test_what_follows_the_choice_is_left_alone() -> None:
-    negotiation, _ = negotiate(CLIENT_FLAGS + option(7, info(b"disk")) + b"first request")
-    assert negotiation.tail == b"first request"
-
-
-@pytest.mark.parametrize(("flags", "padding"), [(1, 124), (3, 0)])
-@pytest.mark.parametrize("split", [whole, byte_by_byte])
-def test_export_name(split: Callable[[bytes], Iterator[bytes]], flags: int, padding: int) -> None:
-    negotiation, replies = negotiate(struct.pack(">I", flags) + option(1, b"disk"), split)
-    assert negotiation.chosen == "disk"
-    assert replies == struct.pack(">QH", 1 << 20, 0x16D) + bytes(padding)
-
-
-def test_abort() -> None:
-    negotiation, replies = negotiate(CLIENT_FLAGS + option(2, b"whatever"))
-    assert negotiation.aborted
-    assert negotiation.chosen is None
-    assert parse_replies(replies) == [(2, OptionReply.ACK, b"")]
-
-
-@pytest.mark.parametrize(
-    ("sent", "expected"),
-    [
-        (option(5), OptionReply.ERR_UNSUP),
-        (option(8), OptionReply.ERR_UNSUP),
-        (option(9, bytes(20)), OptionReply.ERR_UNSUP),
-        (option(10, bytes(20)), OptionReply.ERR_UNSUP),
-        (option(0xFFFFFFFF), OptionReply.ERR_UNSUP),
-        (option(3, b"x"), OptionReply.ERR_INVALID),
-        (option(7, info(b"absent")), OptionReply.ERR_UNKNOWN),
-        (option(6, info(b"")), OptionReply.ERR_UNKNOWN),
-        (option(7), OptionReply.ERR_INVALID),
-        (option(7, info(b"disk") + b"x"), OptionReply.ERR_INVALID),
-        (option(7, info(b"disk", 3)[:-2]), OptionReply.ERR_INVALID),
-        (option(7, struct.pack(">IH", 0xFFFFFFFF, 0)), OptionReply.ERR_INVALID),
-        (option(7, info(b"\xff\xfe")), OptionReply.ERR_INVALID),
-        (option(7, info(b"x" * 4097)), OptionReply.ERR_INVALID),
-    ],
-)
-def test_refused_option_leaves_the_negotiation_going(sent: bytes, expected: OptionReply) -> None:
-    negotiation, replies = negotiate(CLIENT_FLAGS + sent + option(7, info(b"disk")))
-    assert parse_replies(replies)[0][1] == expected
-    assert negotiation.chosen == "disk"
-
-
-@pytest.mark.parametrize(
-    ("sent", "message"),
-    [
-        (struct.pack(">I", 4), "client flags are 0x4"),
-        (CLIENT_FLAGS + b"GET / HTTP/1.1\r\n", "option magic"),
-        (
-            CLIENT_FLAGS + struct.pack(">QII", OPTION_MAGIC, 3, OPTION_BYTES_MAX + 1),
-            "option 3 has 16385 bytes",
-        ),
-        (CLIENT_FLAGS + option(1, b"absent"), "'absent'"),
-        (CLIENT_FLAGS + option(1, b"\xff"), "isn't served here"),
-    ],
-)
-@pytest.mark.parametrize("split", [whole, byte_by_byte])
-def test_garbage_ends_the_connection(
-    split: Callable[[bytes], Iterator[bytes]], sent: bytes, message: str
-) -> None:
-    with pytest.raises(ProtocolError, match=message):
-        negotiate(sent, split)
-
-
-@given(st.binary(max_size=200))
-def test_random_bytes_do_no_harm(data: bytes) -> None:
-    for sent in (data, CLIENT_FLAGS + data, CLIENT_FLAGS + option(7, data)):
-        try:
-            negotiate(sent)
-        except ProtocolError:
-            continue
-
-
-def test_request_and_reply() -> None:
+def test_request() -> None:
     header = struct.pack(">IHHQQI", 0x25609513, 1, 6, 2**64 - 1, 4096, 512)
     assert decode_request(header) == Request(1, 6, 2**64 - 1, 4096, 512)
-    assert encode_reply(2**64 - 1, NbdError.EIO) == bytes.fromhex("67446698 00000005") + b"\xff" * 8
+    assert decode_request(memoryview(header)).command == Command.WRITE_ZEROES
     with pytest.raises(ProtocolError, match="request magic is 0x00000000"):
         decode_request(bytes(28))
 
 
+def test_extended_headers_are_no_requests() -> None:
+    with pytest.raises(ProtocolError, match="request magic is 0x21e41c71"):
+        decode_request(struct.pack(">IHHQQI", 0x21E41C71, 0, 0, 0, 0, 0))
+
+
 def test_only_writes_have_payloads() -> None:
-    assert [command for command in range(10) if Request(0, command, 0, 0, 8).payload_bytes] == [Command.WRITE]
-
-
-SIZE = 1 << 20
+    assert [command for command in range(10) if Request(0, command, 0, 0, 8).payload_bytes] == [WRITE]
 
 
 @pytest.mark.parametrize(
     ("command", "flags", "offset", "length"),
     [
-        (Command.READ, 0, 0, 1),
-        (Command.READ, 1, SIZE - 1, 1),
-        (Command.WRITE, 1, 0, SIZE),
-        (Command.FLUSH, 0, 0, 0),
-        (Command.FLUSH, 1, 0, 0),
-        (Command.TRIM, 1, 512, SIZE - 512),
-        (Command.WRITE_ZEROES, 3, 3, 5),
+        (READ, 0, 0, 1),
+        (READ, FUA, SIZE - 1, 1),
+        (READ, FUA | DF, 0, SIZE),
+        (WRITE, FUA, 0, SIZE),
+        (DISC, 0, 0, 0),
+        (FLUSH, 0, 0, 0),
+        (FLUSH, FUA, 0, 0),
+        (TRIM, FUA, 512, SIZE - 512),
+        (CACHE, FUA, 7, 9),
+        (WRITE_ZEROES, FUA | NO_HOLE | FAST_ZERO, 3, 5),
+        (BLOCK_STATUS, FUA | REQ_ONE, 0, SIZE),
     ],
 )
 def test_gate_lets_pass(command: int, flags: int, offset: int, length: int) -> None:
-    validate_request(Request(flags, command, 0, offset, length), SIZE, read_only=False)
+    validate_request(Request(flags, command, 0, offset, length), terms())
 
 
 @pytest.mark.parametrize(
     ("command", "flags", "offset", "length", "code"),
     [
-        (Command.READ, 0, 0, 0, NbdError.EINVAL),
-        (Command.READ, 0, SIZE, 1, NbdError.EINVAL),
-        (Command.READ, 0, 2**64 - 1, 2**32 - 1, NbdError.EINVAL),
-        (Command.READ, 2, 0, 1, NbdError.EINVAL),
-        (Command.READ, 4, 0, 1, NbdError.EINVAL),
-        (Command.WRITE, 0, SIZE - 1, 2, NbdError.ENOSPC),
-        (Command.WRITE, 2, 0, 1, NbdError.EINVAL),
-        (Command.WRITE_ZEROES, 0, SIZE, 1, NbdError.ENOSPC),
-        (Command.WRITE_ZEROES, 16, 0, 1, NbdError.EINVAL),
-        (Command.TRIM, 0, SIZE, 1, NbdError.EINVAL),
-        (Command.FLUSH, 0, 1, 0, NbdError.EINVAL),
-        (Command.FLUSH, 0, 0, 1, NbdError.EINVAL),
-        (5, 0, 0, 1, NbdError.EINVAL),
-        (7, 0, 0, 1, NbdError.EINVAL),
+        (READ, 0, 0, 0, NbdError.EINVAL),
+        (READ, 0, SIZE, 1, NbdError.EINVAL),
+        (READ, 0, 2**64 - 1, 2**32 - 1, NbdError.EINVAL),
+        (WRITE, 0, SIZE - 1, 2, NbdError.ENOSPC),
+        (WRITE, 0, 0, 0, NbdError.EINVAL),
+        (DISC, 0, 0, 1, NbdError.EINVAL),
+        (FLUSH, 0, 1, 0, NbdError.EINVAL),
+        (FLUSH, 0, 0, 1, NbdError.EINVAL),
+        (TRIM, 0, SIZE, 1, NbdError.EINVAL),
+        (CACHE, 0, SIZE, 1, NbdError.EINVAL),
+        (WRITE_ZEROES, 0, SIZE, 1, NbdError.ENOSPC),
+        (BLOCK_STATUS, 0, SIZE - 1, 2, NbdError.EINVAL),
+        (8, 0, 0, 1, NbdError.EINVAL),  # RESIZE, an extension
         (0xFFFF, 0, 0, 1, NbdError.EINVAL),
     ],
 )
 def test_gate_refuses(command: int, flags: int, offset: int, length: int, code: NbdError) -> None:
-    with pytest.raises(RequestError) as caught:
-        validate_request(Request(flags, command, 0, offset, length), SIZE, read_only=False)
-    assert caught.value.code == code
+    assert refusal(Request(flags, command, 0, offset, length), terms()) == code
 
 
-@pytest.mark.parametrize("command", [Command.READ, Command.WRITE])
-def test_gate_refuses_too_long_payloads_on_any_disk(command: Command) -> None:
-    with pytest.raises(RequestError, match=f"more than {PAYLOAD_BYTES_MAX}"):
-        validate_request(Request(0, command, 0, 0, PAYLOAD_BYTES_MAX + 1), 1 << 40, read_only=False)
+FLAGS_OF = {
+    READ: FUA | DF,
+    WRITE: FUA,
+    DISC: FUA,
+    FLUSH: FUA,
+    TRIM: FUA,
+    CACHE: FUA,
+    WRITE_ZEROES: FUA | NO_HOLE | FAST_ZERO,
+    BLOCK_STATUS: FUA | REQ_ONE,
+}
+
+
+@pytest.mark.parametrize(("command", "bit"), list(itertools.product(range(8), range(16))))
+def test_gate_refuses_each_flag_that_does_not_belong_to_the_command(command: int, bit: int) -> None:
+    length = 0 if command in (DISC, FLUSH) else 512
+    request = Request(1 << bit, command, 0, 0, length)
+    if 1 << bit & FLAGS_OF[command]:
+        validate_request(request, terms())
+    else:
+        assert refusal(request, terms()) == NbdError.EINVAL
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_block_status_needs_a_selected_context(structured: bool) -> None:
+    agreed = terms(structured=structured, contexts=False)
+    assert refusal(Request(0, BLOCK_STATUS, 0, 0, 1), agreed) == NbdError.EINVAL
+
+
+def test_df_needs_structured_replies() -> None:
+    assert refusal(Request(DF, READ, 0, 0, 1), terms(structured=False, contexts=False)) == NbdError.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("missing", "flags", "command"),
+    [
+        (TransmissionFlag.SEND_FUA, FUA, WRITE),
+        (TransmissionFlag.SEND_FLUSH, 0, FLUSH),
+        (TransmissionFlag.SEND_TRIM, 0, TRIM),
+        (TransmissionFlag.SEND_WRITE_ZEROES, 0, WRITE_ZEROES),
+        (TransmissionFlag.SEND_CACHE, 0, CACHE),
+        (TransmissionFlag.SEND_FAST_ZERO, FAST_ZERO, WRITE_ZEROES),
+    ],
+)
+def test_gate_refuses_what_the_export_does_not_offer(
+    missing: TransmissionFlag, flags: int, command: int
+) -> None:
+    request = Request(flags, command, 0, 0, 0 if command == FLUSH else 512)
+    offered = export_flags(read_only=False)
+    validate_request(request, Terms("disk", Export(SIZE, offered)))
+    assert refusal(request, Terms("disk", Export(SIZE, offered & ~missing))) == NbdError.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("command", "structured", "code"),
+    [
+        (READ, False, NbdError.EINVAL),
+        (READ, True, NbdError.EOVERFLOW),
+        (WRITE, False, NbdError.EINVAL),
+        (WRITE, True, NbdError.EINVAL),
+    ],
+)
+def test_payloads_are_bounded(command: int, structured: bool, code: NbdError) -> None:
+    agreed = terms(HUGE, structured=structured)
+    validate_request(Request(0, command, 0, 0, PAYLOAD_BYTES_MAX), agreed)
+    assert refusal(Request(0, command, 0, 0, PAYLOAD_BYTES_MAX + 1), agreed) == code
     assert DRAIN_BYTES_MAX > PAYLOAD_BYTES_MAX
 
 
-@pytest.mark.parametrize("command", [Command.WRITE, Command.TRIM, Command.WRITE_ZEROES])
-def test_gate_refuses_writing_to_a_read_only_export(command: Command) -> None:
-    with pytest.raises(RequestError) as caught:
-        validate_request(Request(0, command, 0, 0, 512), SIZE, read_only=True)
-    assert caught.value.code == NbdError.EPERM
+@pytest.mark.parametrize("command", [TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS])
+def test_lengths_without_a_payload_are_not_bounded(command: int) -> None:
+    validate_request(Request(0, command, 0, 1, 2**32 - 1), terms(HUGE))
 
 
-@given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
-def test_whatever_passes_the_gate_is_within_the_disk(
-    flags: int, command: int, offset: int, length: int
+@pytest.mark.parametrize("command", [WRITE, TRIM, WRITE_ZEROES])
+def test_gate_refuses_writing_to_a_read_only_export(command: int) -> None:
+    assert refusal(Request(0, command, 0, 0, 512), terms(read_only=True)) == NbdError.EPERM
+
+
+@pytest.mark.parametrize("command", [READ, CACHE, BLOCK_STATUS])
+def test_gate_lets_read_from_a_read_only_export(command: int) -> None:
+    validate_request(Request(0, command, 0, 0, 512), terms(read_only=True))
+    validate_request(Request(0, FLUSH, 0, 0, 0), terms(read_only=True))
+
+
+@pytest.mark.parametrize("command", [READ, WRITE, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS])
+@pytest.mark.parametrize(("offset", "length"), [(1, 512), (512, 511), (256, 256), (0, SIZE - 1)])
+def test_gate_refuses_what_is_not_aligned_to_the_minimum_block(
+    command: int, offset: int, length: int
 ) -> None:
-    for size_bytes in (1, SIZE, 2**63 - 1):
+    agreed = Terms("disk", Export(SIZE, export_flags(read_only=False), 512), True, CONTEXTS)
+    assert refusal(Request(0, command, 0, offset, length), agreed) == NbdError.EINVAL
+    validate_request(Request(0, command, 0, 512, 1024), agreed)
+
+
+FIELDS = st.integers(0, 0xFFFF), st.integers(0, 9), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
+
+
+@given(*FIELDS, st.sampled_from((0, 1, SIZE, HUGE, 2**63 - 1)))
+def test_whatever_passes_the_gate_is_within_the_disk(
+    flags: int, command: int, offset: int, length: int, size_bytes: int
+) -> None:
+    for position in (offset, size_bytes, max(0, size_bytes - length)):
         try:
-            validate_request(Request(flags, command % 10, 0, offset, length), size_bytes, read_only=False)
+            validate_request(Request(flags, command, 0, position, length), terms(size_bytes))
         except RequestError:
             continue
-        assert offset + length <= size_bytes
+        assert position + length <= size_bytes
+
+
+# Exports
+
+
+def test_flags_offered() -> None:
+    assert export_flags(read_only=False) == 0b1101_0110_1101
+    assert export_flags(read_only=True) == 0b1101_0110_1111
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "sizes", "description", "message"),
+    [
+        (-1, (1, 4096, 4096), "", "size is -1"),
+        (1 << 63, (1, 4096, 4096), "", "size is 9223372036854775808"),
+        (4096, (0, 4096, 4096), "", "block_bytes_min is 0"),
+        (4096, (3, 4096, 4096), "", "block_bytes_min is 3"),
+        (1 << 20, (1 << 17, 1 << 17, 1 << 17), "", "block_bytes_min is 131072"),
+        (4096, (1, 256, 4096), "", "block_bytes_preferred is 256"),
+        (4096, (1024, 512, 4096), "", "at least 1024"),
+        (4096, (1, 1000, 4096), "", "block_bytes_preferred is 1000"),
+        (4096, (1, 4096, 4095), "", "block_bytes_max is 4095"),
+        (4096, (1, 4096, PAYLOAD_BYTES_MAX + 1), "", "block_bytes_max is 33554433"),
+        (1000, (512, 512, 512), "", "no multiple of block_bytes_min"),
+        (4096, (1, 4096, 4096), "ß" * 2049, "description has more than 4096"),
+    ],
+)
+def test_exports_that_the_specification_does_not_allow(
+    size_bytes: int, sizes: tuple[int, int, int], description: str, message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        Export(size_bytes, export_flags(read_only=False), *sizes, description)
+
+
+@pytest.mark.parametrize("name", ["", "disk", "größe", "a" * 4096, "with / and space"])
+def test_export_names(name: str) -> None:
+    assert check_export_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ß" * 2049, "more than 4096"), ("a\0b", "contains NUL"), ("\udcff", "isn't UTF-8")],
+)
+def test_export_names_that_no_client_could_say(name: str, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        check_export_name(name)
+
+
+# Replies
+
+
+def test_simple_reply() -> None:
+    assert encode_reply(COOKIE) == bytes.fromhex("67446698 00000000 fedcba9876543210")
+    assert encode_reply(COOKIE, NbdError.EIO) == bytes.fromhex("67446698 00000005 fedcba9876543210")
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_chunks(done: bool) -> None:
+    def chunk(kind: int, payload: bytes, more: int = 0) -> bytes:
+        return struct.pack(">IHHQI", 0x668E33EF, done, kind, COOKIE, len(payload) + more) + payload
+
+    offset, hole = struct.pack(">Q", 1 << 40), struct.pack(">QI", 1 << 40, 2**32 - 1)
+    assert encode_data_header(COOKIE, 1 << 40, 4096, done=done) == chunk(1, offset, 4096)
+    assert encode_hole(COOKIE, 1 << 40, 2**32 - 1, done=done) == chunk(2, hole)
+    error = struct.pack(">IH", 28, 4) + b"voll"
+    assert encode_error(COOKIE, NbdError.ENOSPC, "voll", done=done) == chunk(0x8001, error)
+    assert encode_error(COOKIE, NbdError.ENOSPC, "voll", offset=1 << 40, done=done) == chunk(
+        0x8002, error + offset
+    )
+    assert encode_error(COOKIE, NbdError.EIO, done=done) == chunk(0x8001, struct.pack(">IH", 5, 0))
+    request = Request(0, BLOCK_STATUS, COOKIE, 0, 100)
+    status = struct.pack(">III", 7, 100, 3)
+    assert encode_block_status(7, [(100, BlockState.HOLE | BlockState.ZERO)], request, done=done) == chunk(
+        5, status
+    )
+    if done:
+        assert encode_done(COOKIE) == chunk(0, b"")
+
+
+def test_a_chunk_is_the_last_unless_said_otherwise() -> None:
+    request = Request(0, BLOCK_STATUS, COOKIE, 0, 1)
+    for chunk in (
+        encode_data_header(COOKIE, 0, 1),
+        encode_hole(COOKIE, 0, 1),
+        encode_error(COOKIE, NbdError.EIO),
+        encode_block_status(1, [(1, BlockState.DATA)], request),
+    ):
+        assert struct.unpack_from(">IH", chunk)[1] == 1
+
+
+def test_long_messages_are_cut_between_characters() -> None:
+    chunk = encode_error(COOKIE, NbdError.EIO, "x" + "ß" * 4096)
+    length, _, message_bytes = struct.unpack_from(">IIH", chunk, 16)
+    assert (length, message_bytes, len(chunk)) == (6 + 4095, 4095, 20 + 6 + 4095)
+    assert chunk[26:].decode() == "x" + "ß" * 2047
+
+
+def descriptors(extents: Iterator[tuple[int, int]] | list[tuple[int, int]], request: Request) -> list[int]:
+    chunk = encode_block_status(1, extents, request)
+    length, context = struct.unpack_from(">II", chunk, 16)
+    assert (length, context) == (len(chunk) - 20, 1)
+    return list(struct.unpack(f">{(length - 4) // 4}I", chunk[24:]))
+
+
+DATA, HOLE = BlockState.DATA, BlockState.HOLE | BlockState.ZERO
+
+
+@pytest.mark.parametrize(
+    ("flags", "extents", "expected"),
+    [
+        (0, [(100, DATA)], [100, 0]),
+        (0, [(40, DATA), (60, HOLE)], [40, 0, 60, 3]),
+        (0, [(40, DATA), (2**40, HOLE)], [40, 0, 60, 3]),
+        (0, [(30, HOLE), (10, HOLE), (5, DATA)], [40, 3, 5, 0]),
+        (0, [(99, HOLE), (1, HOLE), (50, DATA)], [100, 3]),
+        (0, [(10, DATA)], [10, 0]),
+        (REQ_ONE, [(10, DATA), (20, DATA), (70, HOLE)], [30, 0]),
+        (REQ_ONE, [(2**40, HOLE)], [100, 3]),
+    ],
+)
+def test_block_status(flags: int, extents: list[tuple[int, int]], expected: list[int]) -> None:
+    assert descriptors(extents, Request(flags, BLOCK_STATUS, 0, 50, 100)) == expected
+
+
+def test_block_status_is_bounded_and_asks_for_no_more_than_it_sends() -> None:
+    asked = 0
+
+    def alternating() -> Iterator[tuple[int, int]]:
+        nonlocal asked
+        for asked in itertools.count(1):
+            yield 1, DATA if asked % 2 else HOLE
+
+    assert len(descriptors(alternating(), Request(0, BLOCK_STATUS, 0, 0, 2**32 - 1))) == 2 * DESCRIPTORS_MAX
+    assert asked == DESCRIPTORS_MAX + 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from((0, 1, 2, 3))), min_size=1),
+    st.integers(1, 200),
+    st.booleans(),
+)
+def test_block_status_tells_the_truth(extents: list[tuple[int, int]], length: int, one_extent: bool) -> None:
+    told = descriptors(extents, Request(REQ_ONE if one_extent else 0, BLOCK_STATUS, 0, 0, length))
+    states = [state for extent_length, state in extents for _ in range(extent_length)]
+    told_states = [
+        state for told_length, state in zip(told[::2], told[1::2], strict=True) for _ in range(told_length)
+    ]
+    assert told_states == states[: len(told_states)]
+    assert 0 < len(told_states) <= length
+    assert all(told[1::2][i] != told[1::2][i + 1] for i in range(len(told) // 2 - 1))
+    if one_extent:
+        assert len(told) == 2
+    else:
+        assert len(told_states) == min(length, len(states))
