@@ -36,6 +36,7 @@ PURE = (
     "diskbuf/chunks.py",
     "diskbuf/contract.py",
     "diskbuf/extents.py",
+    "diskbuf/journalformat.py",
     "diskbuf/negotiation.py",
     "diskbuf/overlay.py",
     "diskbuf/sealed.py",
