@@ -1,38 +1,37 @@
 """The disk's output buffer: DESIGN.md, section 4, in front of a store.
 
+Two sorts of threads meet here. Data threads, one or more for each client, call the blocking methods; the
+engine calls the contract's from its trio thread, and what takes time there runs in worker threads.
+
 Invariants:
-1. nothing reaches the store but by `release`, `open`, and in `open` by a write; on a standby, in `closed`,
+1. nothing reaches the store but by `release`, `open`, and in `open` by a change; on a standby, in `closed`,
    by `apply` and `write_chunk` (P4);
-2. a held epoch leaves the overlay only once all of it is in the store: reads never go back in time;
-3. whoever changes the store on behalf of an epoch has `_store_lock`, so epochs reach it in order (P5);
-4. a change that waits or goes to the store asks for the state again after every wait: it may have changed.
+2. a held epoch leaves the overlay only once all of it is in the store, so that reads never go back in time
+   (see `reading`);
+3. whoever changes the store on behalf of an epoch has `_store_turn`, so epochs reach it in order (P5);
+4. no store is waited for under the gate's lock: a slow store delays those only who need it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import trio
 
+from diskbuf.arena import Arena
 from diskbuf.chunks import CHUNK_BYTES, Chunks
 from diskbuf.contract import BufferStatistics, Pressure, State
-from diskbuf.errors import (
-    ChunkError,
-    HoldError,
-    OpenError,
-    ReleaseError,
-    SealError,
-    StateError,
-    UnknownEpochError,
-    WriteRefusedError,
-)
-from diskbuf.extents import Bytes, Extent, ExtentMap, Kind, held_bytes
-from diskbuf.overlay import Overlay, ReadPlan
+from diskbuf.errors import ChunkError, ReleaseError, StateError
+from diskbuf.extents import Bytes, Extent, ExtentMap, Kind
+from diskbuf.gate import Admission, Gate
+from diskbuf.journal import Journal
+from diskbuf.reading import Reading
 from diskbuf.sealed import SealedWrites
-from diskbuf.store import Store, apply_extents
+from diskbuf.store import Allocation, Store, apply_extents
 
 _Arguments = TypeVarTuple("_Arguments")
 _T = TypeVar("_T")
@@ -40,48 +39,58 @@ _T = TypeVar("_T")
 DIGEST_BYTES = 16
 """Bytes of a chunk's digest: equal ones by chance are out of the question for any number of chunks."""
 
-_STORE_THREADS = 8
-"""Store operations at a time: enough to keep a disk's queue busy, few enough to leave the machine alone."""
-_INLINE_READ_BYTES_MAX = 256 << 10
-"""The longest read from the page cache in the trio thread: copying it takes about as long as a thread."""
+_ENGINE_THREADS = 8
+"""Store operations of the engine at a time: enough to keep a disk's queue busy, few enough to leave the
+machine alone."""
 
-_RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
+
+def _never() -> bool:
+    return False
 
 
 class DiskBuffer:
     """Holds the writes to one disk per epoch, and releases them into `store` only on `release`.
 
     `limit_bytes` bounds what is held: at it, writes wait. It is exceeded by at most one request, and by what
-    `prepare` admits, which is what the clients have in flight. `depth` bounds the sealed, unreleased epochs.
+    `prepare` admits, which is what the clients have in flight. As much memory again may be kept for the
+    payloads to come. `depth` bounds the sealed, unreleased epochs.
 
-    The `try_` methods are the hot path: they never wait, and say when waiting is necessary.
+    With a `journal` an epoch gets into the store wholly or not at all, whatever crashes. With `sync_releases`
+    an epoch counts as released only when it is on stable storage.
     """
 
-    def __init__(self, store: Store, *, limit_bytes: int, depth: int = 2) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        limit_bytes: int,
+        depth: int = 2,
+        journal: Journal | None = None,
+        sync_releases: bool = False,
+    ) -> None:
         if limit_bytes <= 0 or depth <= 0:
             raise ValueError(f"limit_bytes is {limit_bytes} and depth {depth}; both must be positive")
         self.depth = depth
+        self.arena = Arena(limit_bytes)
         self._store = store
-        self._overlay = Overlay(limit_bytes)
-        self._state = State.CLOSED
-        self._pressure = Pressure.NONE
+        self._journal = journal
+        self._sync_releases = sync_releases
+        self._in_memory = store.read_view(0, 1) is not None
+        self._gate = Gate(
+            limit_bytes=limit_bytes, depth=depth, read_only=store.read_only, rose=self._tell_later
+        )
+        self._reading = Reading(self._gate, store, in_memory=self._in_memory)
         self._pressure_callbacks: list[Callable[[Pressure], None]] = []
-        self._preparing = False  # a seal is coming: the limit doesn't count
-        self._opening = False  # `open` is letting out what is held: no seal, no release beside it
-        self._settling = False  # `open` is at the last of it: writes wait, or it would never end
-        self._waiting = trio.lowlevel.ParkingLot()  # writes that wait for room, or for `open`
-        self._passing = 0  # writes on their way to the store
-        self._none_passing = trio.lowlevel.ParkingLot()
-        self._store_lock = trio.Lock()
-        self._store_threads = trio.CapacityLimiter(_STORE_THREADS)
+        self._engine: trio.lowlevel.TrioToken | None = None
+        self._store_turn = trio.Lock()
+        self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
         self._chunks = Chunks(store.size_bytes)
-        self._released_items = self._released_bytes = self._dropped_items = 0
 
-    # --- the contract -------------------------------------------------------------------------------
+    # --- the contract, in the trio thread -----------------------------------------------------------
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._gate.state
 
     @property
     def size_bytes(self) -> int:
@@ -90,58 +99,39 @@ class DiskBuffer:
     @property
     def read_only(self) -> bool:
         """Whether the store takes no writes, so that none is accepted in any state."""
-        return self._store.read_only
+        return self._gate.read_only
 
     @property
     def pressure(self) -> Pressure:
-        return self._pressure
+        return self._gate.pressure
 
     def on_pressure(self, callback: Callable[[Pressure], None]) -> None:
-        """Call `callback(level)` in the trio thread whenever the level rises."""
+        """Call `callback(level)` in the trio thread, soon after the level has risen."""
         self._pressure_callbacks.append(callback)
 
     def hold(self, epoch: int) -> None:
         """From now on, changes belong to `epoch`. Those that were answered before are in the store."""
-        if self._state not in (State.CLOSED, State.OPEN):
-            raise HoldError(f"hold({epoch}) while {self._state}; only a closed or open buffer begins to hold")
-        self._overlay.begin(epoch)
-        self._preparing = False
-        self._state = State.HOLDING
+        self._engine = trio.lowlevel.current_trio_token()
+        self._gate.hold(epoch)
 
     def prepare(self) -> None:
         """Until the next seal, admit changes beyond the limit, those that wait for room included."""
-        self._preparing = True
-        self._waiting.unpark_all()
+        self._gate.prepare()
 
     def seal(self, epoch: int) -> None:
         """Close the open epoch, which must be `epoch`; what comes now belongs to the next one."""
-        sealed = self._overlay.sealed_epochs
-        if self._state is not State.HOLDING or self._opening:
-            raise SealError(f"seal({epoch}) while {'opening' if self._opening else self._state}; hold first")
-        if epoch != self._overlay.open_epoch:
-            raise SealError(f"seal({epoch}), but the open epoch is {self._overlay.open_epoch}; seal that one")
-        if len(sealed) >= self.depth:
-            raise SealError(
-                f"seal({epoch}) with {sealed} unreleased and depth {self.depth}; release one first"
-            )
-        self._overlay.seal()
-        self._preparing = False
+        self._gate.seal(epoch)
 
     def sealed(self, epoch: int) -> SealedWrites:
         """What a sealed, unreleased epoch changed; a snapshot that stays valid after its release."""
-        changes = self._overlay.sealed_map(epoch)
-        if changes is None:
-            raise UnknownEpochError(
-                f"sealed({epoch}), but sealed are {self._overlay.sealed_epochs}; ask before the release"
-            )
-        return SealedWrites(changes.extents)
+        return SealedWrites(self._gate.sealed_map(epoch).extents)
 
     def held_writes(self) -> SealedWrites:
         """All that is held, sealed and open, as one epoch's writes; a snapshot.
 
         For a stalled guest's next secondary, which starts from this store and has none of the epochs.
         """
-        return SealedWrites(self._overlay.held_map().extents)
+        return SealedWrites(self._gate.held_map().extents)
 
     async def release(self, epoch: int) -> None:
         """Write the oldest sealed epoch, which must be `epoch`, to the store.
@@ -149,14 +139,10 @@ class DiskBuffer:
         A `StoreError` leaves the epoch held, and so does a cancellation before the write began; once begun,
         it isn't interrupted. Releasing it again is right in any case.
         """
-        async with self._store_lock:
-            oldest = self._overlay.oldest()
-            if self._state is not State.HOLDING or oldest is None or oldest[0] != epoch:
-                raise ReleaseError(
-                    f"release({epoch}) while {self._state} with {self._overlay.sealed_epochs} sealed;"
-                    " release the oldest sealed epoch"
-                )
-            await self._release_oldest()
+        async with self._store_turn:
+            self._gate.check_release(epoch)
+            what = f"release of epoch {epoch}"
+            await self._in_thread(self._let_out, epoch, self._gate.sealed_map(epoch), what)
 
     async def open(self) -> None:
         """Write all that is held to the store, in order; from then on, changes go there at once.
@@ -165,116 +151,104 @@ class DiskBuffer:
         `StoreError` or a cancellation leaves the buffer holding what hasn't left. Nothing is synchronised:
         the next `flush` does that.
         """
-        async with self._store_lock:
-            if self._state is State.DISCARDED:
-                raise OpenError("open() after discard(): what was held is gone; make a new buffer")
-            if self._state is State.HOLDING:
-                self._opening = True
-                try:
+        async with self._store_turn:
+            opened = False
+            letting_out = self._gate.begin_opening()
+            try:
+                if letting_out:
                     await self._let_out_everything()
-                finally:
-                    self._opening = self._settling = False
-                    self._waiting.unpark_all()
-            self._state = State.OPEN
+                await self._in_thread(self._leave_journal)
+                opened = True
+            finally:
+                self._gate.end_opening(opened=opened)
 
     def discard(self) -> None:
         """Drop all that is held; nothing reaches the store ever after but a write already under way."""
-        self._state = State.DISCARDED
-        self._dropped_items += self._overlay.clear()
-        self._note_held()
-        self._waiting.unpark_all()
+        self._gate.discard()
 
     def statistics(self) -> BufferStatistics:
-        holding = self._state is State.HOLDING
-        return BufferStatistics(
-            state=self._state,
-            open_epoch=self._overlay.open_epoch if holding else None,
-            sealed_epochs=self._overlay.sealed_epochs,
-            held_items=self._overlay.held_items,
-            held_bytes=self._overlay.held_bytes,
-            limit_bytes=self._overlay.limit_bytes,
-            released_items=self._released_items,
-            released_bytes=self._released_bytes,
-            dropped_items=self._dropped_items,
-            peak_bytes=self._overlay.peak_bytes,
-        )
-
-    # --- the disk as the guest sees it --------------------------------------------------------------
-
-    def try_read(self, offset: int, length: int) -> Bytes | None:
-        """The bytes of a range as last written, or None if that needs a wait. They must not be changed."""
-        plan = self._plan(offset, length)
-        if (whole := plan.whole()) is not None:
-            return whole
-        if length > _INLINE_READ_BYTES_MAX and plan.gaps:
-            return None
-        target = bytearray(length)
-        view = memoryview(target)
-        if all(self._store.read_cached(start, place) for start, place in plan.gap_views(view)):
-            plan.compose(view)
-            return target
-        return None
-
-    async def read(self, offset: int, length: int) -> Bytes:
-        """The bytes of a range as last written. Raises `StoreError`."""
-        plan = self._plan(offset, length)
-        if (whole := plan.whole()) is not None:
-            await trio.lowlevel.checkpoint()
-            return whole
-        target = bytearray(length)
-        view = memoryview(target)
-        for start, place in plan.gap_views(view):
-            await self._in_thread(self._store.read, start, place)
-        plan.compose(view)
-        return target
-
-    def try_change(self, extent: Extent) -> bool:
-        """Hold a change; False if it must wait or go to the store. Raises `WriteRefusedError`."""
-        assert extent.offset >= 0 and 0 < extent.length <= self.size_bytes - extent.offset, extent
-        if self._state is State.HOLDING and not self._store.read_only:
-            if self._settling or (self._pressure is Pressure.FULL and not self._preparing):
-                return False
-            self._overlay.put(extent)
-            self._note_held()
-            return True
-        if self._state is State.OPEN and not self._store.read_only:
-            return False
-        reason = "its store is read-only" if self._store.read_only else f"the buffer is {self._state}"
-        raise WriteRefusedError(f"write of {extent.length} bytes at {extent.offset} refused: {reason}")
-
-    async def change(self, extent: Extent) -> None:
-        """Hold a change, once there is room, or write it to the store, as the state demands.
-
-        Cancelled while it waits, it has not happened. Raises `WriteRefusedError` and `StoreError`.
-        """
-        while not self.try_change(extent):
-            if self._state is not State.OPEN:
-                await self._waiting.park()
-            elif await self._pass_through(extent):
-                return
-
-    async def write(self, offset: int, data: Bytes) -> None:
-        """Change a range to `data`, which the caller gives away: it is kept, not copied."""
-        await self.change(Extent.of_data(offset, data))
-
-    async def zero(self, offset: int, length: int, *, punch_hole: bool) -> None:
-        """Make a range read as zeros; deallocate it if `punch_hole`, else keep it allocated."""
-        await self.change(Extent(offset, length, Kind.HOLE if punch_hole else Kind.ZERO))
-
-    def try_flush(self) -> bool:
-        """Whether nothing need be waited for. In `holding` the epoch's acknowledgement takes the place of
-        stable storage: nobody sees the answer before it (P1)."""
-        return self._state is not State.OPEN
+        return self._gate.statistics()
 
     async def flush(self) -> None:
-        """Return when every change that was answered is as safe as the state makes it: in the store and on
-        stable storage if `open`."""
-        if self.try_flush():
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._in_thread(self._store.sync)
+        """As `sync`, for the engine."""
+        await self._in_thread(self.sync)
 
-    # --- synchronisation and standby ----------------------------------------------------------------
+    # --- the disk as the guest sees it, in any thread: these block ----------------------------------
+
+    def try_read(self, offset: int, length: int, *, holes: bool = False) -> Bytes | None:
+        """The bytes of a range as last written, or None if that needs a wait. They must not be changed.
+
+        With `holes`, no bytes at all are the answer where all of the range is known to be zeros.
+        """
+        return self._reading.try_read(offset, length, holes=holes)
+
+    def read(self, offset: int, length: int) -> Bytes:
+        """The bytes of a range as last written; they must not be changed. Raises `StoreError`."""
+        return self._reading.read(offset, length)
+
+    def allocation(self, offset: int, length: int) -> Iterator[Allocation]:
+        """What is known of a range without reading it, from `offset` on. Raises `StoreError` as it goes."""
+        return self._reading.allocation(offset, length)
+
+    def try_change(self, extent: Extent) -> Admission:
+        """Make a change if that needs no wait, else say what it waits for: room, or the store.
+
+        Raises `WriteRefusedError`, `StoreError`.
+        """
+        if self._gate.state is State.OPEN and not self._in_memory:
+            return Admission.PASSES
+        admission = self._gate.try_admit(extent)
+        if admission is Admission.PASSES:
+            self._pass_through(extent)
+            return Admission.HELD
+        return admission
+
+    def change(self, extent: Extent, abandoned: Callable[[], bool] = _never) -> bool:
+        """Hold a change, once there is room, or write it to the store, as the state demands.
+
+        False if `abandoned()` before that: it has not happened. Whoever makes it true calls `wake`. Raises
+        `WriteRefusedError`, `StoreError`.
+        """
+        admission = self._gate.admit(extent, abandoned)
+        if admission is Admission.PASSES:
+            self._pass_through(extent)
+        return admission is not Admission.WAITS
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in their threads: changes for room, a release for changes that are on their way."""
+        return self._gate.waiting
+
+    def wake(self) -> None:
+        """Make every change that waits ask `abandoned` again."""
+        self._gate.wake()
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Change a range to `data`, which the caller gives away: it is kept, not copied."""
+        self.change(Extent.of_data(offset, data))
+
+    def zero(self, offset: int, length: int, *, punch_hole: bool) -> None:
+        """Make a range read as zeros; deallocate it if `punch_hole`, else keep it allocated."""
+        self.change(Extent(offset, length, Kind.HOLE if punch_hole else Kind.ZERO))
+
+    @property
+    def sync_waits(self) -> bool:
+        """Whether `sync` has something to wait for. In `holding` the epoch's acknowledgement takes the place
+        of stable storage: nobody sees the answer before it (P1)."""
+        return self._gate.state is State.OPEN and not self._in_memory
+
+    def sync(self) -> None:
+        """Return when every change that was answered is as safe as the state makes it: in the store and on
+        stable storage if `open`. Raises `StoreError`."""
+        if self._gate.state is State.OPEN:
+            self._store.sync()
+
+    @property
+    def zeroes_fast(self) -> bool:
+        """Whether zeros are held, which takes no time, and not written to a store, which may."""
+        return self._gate.state is State.HOLDING
+
+    # --- synchronisation and standby, in the trio thread --------------------------------------------
 
     def take_dirty_chunks(self) -> np.ndarray:
         """The ascending indices (int64) of the chunks that were written while `open` since the last call.
@@ -298,7 +272,7 @@ class DiskBuffer:
             raise ChunkError(
                 f"chunk {index} has {length} bytes, but {len(data)} were given; drop the session"
             )
-        await self._write_closed((Extent.of_data(offset, data),))
+        await self._write_closed(self._write_past_journal, (Extent.of_data(offset, data),))
 
     async def chunk_digests(self, first: int, count: int) -> bytes:
         """BLAKE2b digests, `DIGEST_BYTES` each, of `count` chunks of the store from `first` on."""
@@ -308,96 +282,111 @@ class DiskBuffer:
         self._chunks.range(first + count - 1)
         return await self._in_thread(self._digest, first, count)
 
-    async def apply(self, writes: SealedWrites) -> None:
-        """Write an acknowledged epoch of the primary to a standby's store. Only while `closed`."""
-        if writes.extents and writes.extents[-1].end > self.size_bytes:
-            raise StateError(
-                f"writes up to {writes.extents[-1].end} for a disk of {self.size_bytes} bytes;"
-                " compare sizes first"
-            )
-        await self._write_closed(writes.extents)
+    async def log(self, epoch: int, writes: SealedWrites) -> None:
+        """Make an epoch of the primary durable in the journal, to be applied later. Only while `closed`.
+
+        May run beside an `apply` of an epoch before it. Raises `StateError` without a journal.
+        """
+        if self._journal is None:
+            raise StateError(f"log({epoch}) without a journal: nothing can be durable before it is applied")
+        self._check_writes(writes)
+        self._check_closed()
+        await self._in_thread(self._journal.log, epoch, writes.extents)
+
+    async def apply(self, epoch: int, writes: SealedWrites) -> None:
+        """Write an acknowledged epoch of the primary, logged or not, to a standby's store. Only while
+        `closed`."""
+        self._check_writes(writes)
+        await self._write_closed(self._commit, epoch, writes.extents)
+
+    async def sync_store(self) -> None:
+        """Return when all that reached the store is on stable storage, whatever the state."""
+        await self._in_thread(self._sync_store)
 
     # --- inside -------------------------------------------------------------------------------------
 
     async def _in_thread(self, function: Callable[[*_Arguments], _T], *args: *_Arguments) -> _T:
         """Run a store operation in a thread. Once begun it isn't abandoned: what it does stays known."""
-        return await trio.to_thread.run_sync(function, *args, limiter=self._store_threads)
+        return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
-    def _plan(self, offset: int, length: int) -> ReadPlan:
-        assert offset >= 0 and 0 < length <= self.size_bytes - offset, (offset, length)
-        return self._overlay.plan(offset, length)
+    def _tell_later(self, level: Pressure) -> None:
+        """The level rose, in whatever thread; tell it in the engine's, if that is still there."""
+        assert self._engine is not None, "nothing is held before hold()"
+        with suppress(trio.RunFinishedError):
+            self._engine.run_sync_soon(self._tell, level)
 
-    def _note_held(self) -> None:
-        """What is held has changed: adjust the level, and tell when it rose."""
-        before, self._pressure = self._pressure, self._overlay.pressure
-        if _RANK[self._pressure] > _RANK[before]:
-            for callback in self._pressure_callbacks:
-                callback(self._pressure)
-
-    async def _release_oldest(self) -> None:
-        """Write the oldest sealed epoch to the store and forget it. Under `_store_lock`."""
-        oldest = self._overlay.oldest()
-        assert oldest is not None
-        epoch, changes = oldest
-        await self._let_out(changes.extents, f"release of epoch {epoch}")
-        self._overlay.retire_oldest()
-        self._count_released(changes)
+    def _tell(self, level: Pressure) -> None:
+        for callback in self._pressure_callbacks:
+            callback(level)
 
     async def _let_out_everything(self) -> None:
-        """Write all that is held to the store, in order. Under `_store_lock`."""
-        while (oldest := self._overlay.oldest()) is not None:
-            self._chunks.mark(oldest[1].extents)
-            await self._release_oldest()
-        self._settling = True
-        changes = self._overlay.open_map
+        """Write all that is held to the store, in order. With `_store_turn`."""
+        while (oldest := self._gate.oldest()) is not None:
+            epoch, changes = oldest
+            self._chunks.mark(changes.extents)
+            await self._in_thread(self._let_out, epoch, changes, f"opening with epoch {epoch} held")
+        epoch, changes = self._gate.settle()
         self._chunks.mark(changes.extents)
-        await self._let_out(changes.extents, "opening")
-        self._overlay.retire_open()
-        self._count_released(changes)
+        await self._in_thread(self._let_out, epoch, changes, "opening")
 
-    async def _let_out(self, extents: tuple[Extent, ...], what: str) -> None:
-        """Write held extents to the store, behind older writes on their way; a discard meanwhile stops it."""
-        while self._passing:
-            await self._none_passing.park()
-        if extents:
-            await self._in_thread(apply_extents, self._store, extents, self._is_discarded)
-        if self._is_discarded():
+    def _let_out(self, epoch: int, changes: ExtentMap, what: str) -> None:
+        """Write held changes to the store, behind older ones on their way; a discard meanwhile stops it."""
+        self._gate.wait_none_passing()
+        done = self._commit(epoch, changes.extents)
+        if not done or self._is_discarded():
             raise ReleaseError(f"{what} was stopped by discard(); a part of it may have left")
+        if self._sync_releases:
+            self._store.sync()
+        self._gate.retire(changes)
 
-    def _count_released(self, changes: ExtentMap) -> None:
-        self._released_items += len(changes)
-        self._released_bytes += changes.held_bytes
-        self._note_held()
-        self._waiting.unpark_all()
+    def _commit(self, epoch: int, extents: Sequence[Extent]) -> bool:
+        """Write an epoch to the store; False if a discard stopped it."""
+        if self._journal is not None:
+            return self._journal.commit(epoch, extents, self._is_discarded)
+        return apply_extents(self._store, extents, self._is_discarded)
 
-    async def _pass_through(self, extent: Extent) -> bool:
-        """Write a change to the store, unless the state changes before it is begun; whether it is there."""
+    def _leave_journal(self) -> None:
+        """Before writes go to the store past the journal: a replay would undo them."""
+        if self._journal is not None:
+            self._journal.quiesce()
+
+    def _write_past_journal(self, extents: Sequence[Extent]) -> bool:
+        self._leave_journal()
+        return apply_extents(self._store, extents, self._is_discarded)
+
+    def _sync_store(self) -> None:
+        self._leave_journal()
+        self._store.sync()
+
+    def _pass_through(self, extent: Extent) -> None:
+        """Write an admitted change to the store."""
         self._chunks.mark((extent,))
-        self._passing += 1
+        written = False
         try:
-            passed = await self._in_thread(apply_extents, self._store, (extent,), self._is_not_open)
-            if passed:
-                self._released_items += 1
-                self._released_bytes += held_bytes(extent)
-            return passed
+            written = apply_extents(self._store, (extent,), _never)
         finally:
             self._chunks.mark((extent,))
-            self._passing -= 1
-            if not self._passing:
-                self._none_passing.unpark_all()
+            self._gate.passed(extent, written=written)
 
-    async def _write_closed(self, extents: tuple[Extent, ...]) -> None:
-        async with self._store_lock:
-            if self._state is not State.CLOSED:
-                raise StateError(f"a standby's store is written only while closed, not while {self._state}")
-            if not await self._in_thread(apply_extents, self._store, extents, self._is_discarded):
+    async def _write_closed(self, write: Callable[[*_Arguments], bool], *args: *_Arguments) -> None:
+        async with self._store_turn:
+            self._check_closed()
+            if not await self._in_thread(write, *args):
                 raise StateError("discard() stopped a write to the standby's store; a part of it is missing")
 
-    def _is_discarded(self) -> bool:
-        return self._state is State.DISCARDED
+    def _check_closed(self) -> None:
+        if self.state is not State.CLOSED:
+            raise StateError(f"a standby's store is written only while closed, not while {self.state}")
 
-    def _is_not_open(self) -> bool:
-        return self._state is not State.OPEN
+    def _check_writes(self, writes: SealedWrites) -> None:
+        if writes.extents and writes.extents[-1].end > self.size_bytes:
+            raise StateError(
+                f"writes up to {writes.extents[-1].end} for a disk of {self.size_bytes} bytes;"
+                " compare sizes first"
+            )
+
+    def _is_discarded(self) -> bool:
+        return self._gate.discarded
 
     def _digest(self, first: int, count: int) -> bytes:
         chunk = memoryview(bytearray(CHUNK_BYTES))

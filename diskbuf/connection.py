@@ -1,272 +1,330 @@
-"""One NBD client in the transmission phase.
+"""One NBD client in the transmission phase, served by threads of its own.
 
-Requests that need no wait are answered in the order they came, many per system call; the others get a task
-each and are answered when they are done, as the specification allows ("Ordering of messages and writes").
+The thread that calls `serve` receives all requests. It answers those that need no wait itself, in the order
+they came, many per system call. The others go to workers and are answered when they are done, as the
+specification allows ("Ordering of messages and writes"): changes that wait for room have one worker, for
+they wait for the same; what waits for the store has several, so that a disk's queue is kept busy.
 
-Invariant: every request that was taken counts as in flight until its reply is with the kernel. In flight
-are at most `IN_FLIGHT_MAX` requests, and less than `IN_FLIGHT_BYTES_MAX` bytes before the last of them.
+Invariants:
+1. a request that was given to a worker counts as in flight until its reply is with the kernel: at most
+   `IN_FLIGHT_MAX`, and less than `IN_FLIGHT_BYTES_MAX` bytes before the last of them;
+2. replies of the receiving thread leave before it waits for anything.
 """
 
 from __future__ import annotations
 
 import logging
-
-import trio
+import threading
 
 from diskbuf.buffer import DiskBuffer
+from diskbuf.endpoint import Endpoint
 from diskbuf.errors import (
     DiskbufError,
-    ProtocolError,
     RequestError,
     StoreFullError,
     StoreReadOnlyError,
     WriteRefusedError,
 )
 from diskbuf.extents import Bytes, Extent, Kind
+from diskbuf.gate import Admission
+from diskbuf.receiver import Receiver
 from diskbuf.wire import (
-    DRAIN_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
-    REQUEST_BYTES,
+    BlockState,
     Command,
     CommandFlag,
     NbdError,
     Request,
+    Terms,
     decode_request,
+    encode_block_status,
+    encode_data_header,
+    encode_error,
+    encode_hole,
     encode_reply,
     validate_request,
 )
+from diskbuf.workers import Workers
 
 IN_FLIGHT_MAX = 128
 """Twice the deepest queue that common clients have (libnbd's and fio's 64), so that it never stalls them."""
 IN_FLIGHT_BYTES_MAX = PAYLOAD_BYTES_MAX
 """One longest payload before the next request is taken: at most two of them per connection."""
 
-_RECEIVE_BYTES = 32 << 10
-"""A read-ahead of eight 4 KiB writes per system call; the rest of a longer payload is received in place."""
-_PARTS_MAX = 1024
-"""IOV_MAX of Linux."""
+_STORE_THREADS = 8
+"""Store operations of one client at a time: as `buffer.DiskBuffer` allows itself."""
+_GATHER_BYTES = 256 << 10
+"""Replies of this size are sent before the next request is looked at: the client takes them meanwhile."""
+_GATHER_MAX = 16
+"""... and so are this many of them."""
+
+# Plain integers: an IntEnum's members are several times slower to compare and to hash.
+_READ = int(Command.READ)
+_WRITE = int(Command.WRITE)
+_DISC = int(Command.DISC)
+_FLUSH = int(Command.FLUSH)
+_CACHE = int(Command.CACHE)
+_CHANGING = frozenset((int(Command.TRIM), int(Command.WRITE_ZEROES)))
 
 _log = logging.getLogger("diskbuf")
 
 
 class Connection:
-    """Serves one client out of `buffer` until it leaves; `tail` is what it sent with its negotiation."""
+    """Serves one client out of `buffer` until it leaves, on `terms` that were negotiated; `tail` is what it
+    has sent since."""
 
     def __init__(
-        self, client_socket: trio.socket.SocketType, buffer: DiskBuffer, client: str, tail: bytes
+        self, endpoint: Endpoint, buffer: DiskBuffer, terms: Terms, client: str, tail: bytes
     ) -> None:
-        self._socket = client_socket
+        self._endpoint = endpoint
+        self._terms = terms
+        self._structured = terms.structured_replies
         self._buffer = buffer
         self._client = client
-        self._receiver = _Receiver(client_socket, tail)
+        self._receiver = Receiver(endpoint, buffer.arena, tail)
         self._replies: list[Bytes] = []
-        self._replied: list[Request] = []
-        self._sending = False
-        self._in_flight = 0
-        self._in_flight_bytes = 0
-        self._room = trio.lowlevel.ParkingLot()
+        self._replied = self._replied_bytes = 0
+        self._sending = threading.Lock()
+        self._room = Workers(1, "room")
+        self._store = Workers(_STORE_THREADS, "store")
+        self._flight = threading.Condition()
+        self._in_flight = self._in_flight_bytes = 0
+        self._stalled = False
+        self._stopped = False
+        self._defect: BaseException | None = None
         self._failure_logged = False
 
-    async def serve(self) -> None:
-        """Return when the client has said goodbye and all it asked for is answered, or when it hung up.
+    def serve(self) -> None:
+        """Return when the client has said goodbye and all it asked for is answered, or when it hung up, or
+        after `stop`.
 
-        Raises `ProtocolError` if its bytes aren't NBD, OSError if the socket breaks, in a group perhaps.
+        Raises `ProtocolError` if its bytes aren't NBD, OSError if the socket breaks. No thread is left.
         """
-        async with trio.open_nursery() as nursery:
-            while (request := await self._next_request()) is not None:
-                if request.command == Command.DISC:
-                    await self._send_replies()
-                    return
-                await self._take(request, nursery)
-            nursery.cancel_scope.cancel()  # nobody is left to answer
-
-    async def _next_request(self) -> Request | None:
-        """The next request, or None if the client hung up."""
-        if self._in_flight >= IN_FLIGHT_MAX or self._in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
-            await self._make_room()
-        while (header := self._receiver.take(REQUEST_BYTES)) is None:
-            await self._send_replies()
-            if not await self._receiver.fill():
-                return None
-        return decode_request(header)
-
-    async def _make_room(self) -> None:
-        await self._send_replies()
-        while self._in_flight >= IN_FLIGHT_MAX or self._in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
-            await self._room.park()
-
-    async def _take(self, request: Request, nursery: trio.Nursery) -> None:
-        """Receive the request's payload, and answer it now or start a task that will."""
-        self._in_flight += 1
-        self._in_flight_bytes += _cost_bytes(request)
         try:
-            validate_request(request, self._buffer.size_bytes, self._buffer.read_only)
+            if self._receive_requests():
+                self._await_flight(1, 1)
+        except OSError:
+            if self._defect is None:
+                raise
+        finally:
+            self.stop()
+            self._room.join()
+            self._store.join()
+        if self._defect is not None:
+            raise self._defect
+
+    def stop(self) -> None:
+        """End it soon, from any thread. A change that waits has not happened."""
+        with self._flight:
+            self._stopped = True
+            self._flight.notify_all()
+        self._endpoint.shut_down()
+        self._buffer.wake()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests workers have, or will have, to answer."""
+        return self._in_flight
+
+    @property
+    def stalled(self) -> bool:
+        """Whether no request is taken until some of those in flight are answered."""
+        return self._stalled
+
+    # --- the receiving thread -----------------------------------------------------------------------
+
+    def _receive_requests(self) -> bool:
+        """Take requests until the client says goodbye (True) or hangs up (False)."""
+        while True:
+            header = self._receiver.header()
+            if header is None:
+                self._send_replies()
+                if not self._receiver.fill():
+                    return False
+                continue
+            request = decode_request(header)
+            if request.command == _DISC:
+                self._send_replies()
+                return True
+            self._take(request)
+            if self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX:
+                self._send_replies()
+
+    def _take(self, request: Request) -> None:
+        """Receive the request's payload, and answer it now or have it answered."""
+        try:
+            validate_request(request, self._terms)
         except RequestError as error:
             if request.payload_bytes:
-                await self._receiver.drain(request.payload_bytes)
-            self._reply(request, error.code)
+                self._receiver.drain(request.payload_bytes)
+            self._reply(self._refusal(request, error))
             return
-        payload = await self._receiver.payload(request.payload_bytes) if request.payload_bytes else b""
+        payload = self._payload(request.length) if request.command == _WRITE else None
         try:
-            answered = self._try_answer(request, payload)
+            self._answer(request, payload)
         except DiskbufError as error:
-            self._reply(request, self._code_of(error))
+            self._reply(self._refusal(request, error))
+
+    def _payload(self, length: int) -> memoryview:
+        if self._receiver.waits_for(length):
+            self._send_replies()
+        return self._receiver.payload(length)
+
+    def _answer(self, request: Request, payload: memoryview | None) -> None:
+        """Reply now, or have a worker do it."""
+        command = request.command
+        if command == _READ:
+            data = self._buffer.try_read(request.offset, request.length, holes=self._structured)
+            if data is None:
+                self._answer_later(self._store, request, None)
+            else:
+                self._reply_data(request, data)
+        elif payload is not None or command in _CHANGING:
+            self._answer_change(request, _change_of(request, payload))
+        elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits):
+            self._reply([encode_reply(request.cookie)])
+        else:
+            self._answer_later(self._store, request, None)
+
+    def _answer_change(self, request: Request, change: Extent) -> None:
+        if request.flags & CommandFlag.FAST_ZERO and not self._buffer.zeroes_fast:
+            error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
+            self._reply(self._refusal(request, error))
             return
-        if not answered:
-            nursery.start_soon(self._answer_later, request, payload)
+        admission = self._buffer.try_change(change)
+        if admission is Admission.HELD:
+            self._reply([encode_reply(request.cookie)])
+        else:
+            self._answer_later(self._room if admission is Admission.WAITS else self._store, request, change)
 
-    def _try_answer(self, request: Request, payload: Bytes) -> bool:
-        """Answer the request if that needs no wait; whether it did."""
-        match request.command:
-            case Command.READ:
-                data = self._buffer.try_read(request.offset, request.length)
-                if data is None:
-                    return False
-                self._reply(request, NbdError.OK, data)
-                return True
-            case Command.FLUSH:
-                answered = self._buffer.try_flush()
-            case _:
-                answered = self._buffer.try_change(_change_of(request, payload))
-        if answered:
-            self._reply(request, NbdError.OK)
-        return answered
+    def _reply_data(self, request: Request, data: Bytes) -> None:
+        self._replies += self._data_parts(request, data)
+        self._replied += 1
+        self._replied_bytes += len(data)
 
-    async def _answer_later(self, request: Request, payload: Bytes) -> None:
-        """Answer a request that has to wait."""
-        data: Bytes = b""
-        code = NbdError.OK
+    def _reply(self, parts: list[Bytes]) -> None:
+        self._replies += parts
+        self._replied += 1
+
+    def _data_parts(self, request: Request, data: Bytes) -> list[Bytes]:
+        """The reply to a read; no data mean that all of it is zeros."""
+        if not self._structured:
+            return [encode_reply(request.cookie), data]
+        if not data:
+            return [encode_hole(request.cookie, request.offset, request.length)]
+        return [encode_data_header(request.cookie, request.offset, request.length), data]
+
+    def _send_replies(self) -> None:
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self._replied = self._replied_bytes = 0
+            with self._sending:
+                self._endpoint.send_all(replies)
+
+    # --- what waits ---------------------------------------------------------------------------------
+
+    def _answer_later(self, workers: Workers, request: Request, change: Extent | None) -> None:
+        """Have the request answered by a worker, once not too many are in flight."""
+        if self._in_flight >= IN_FLIGHT_MAX or self._in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
+            self._send_replies()
+            self._await_flight(IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX)
+        with self._flight:
+            self._in_flight += 1
+            self._in_flight_bytes += _cost_bytes(request)
+        workers.put(lambda: self._work(request, change))
+
+    def _await_flight(self, count: int, length: int) -> None:
+        """Wait until fewer requests than `count` and fewer bytes than `length` are in flight."""
+        with self._flight:
+            while not self._stopped and (self._in_flight >= count or self._in_flight_bytes >= length):
+                self._stalled = True
+                self._flight.wait()
+            self._stalled = False
+
+    def _work(self, request: Request, change: Extent | None) -> None:
+        """Answer a request that has to wait. In a worker."""
         try:
-            match request.command:
-                case Command.READ:
-                    data = await self._buffer.read(request.offset, request.length)
-                case Command.FLUSH:
-                    await self._buffer.flush()
-                case _:
-                    await self._buffer.change(_change_of(request, payload))
-                    if request.flags & CommandFlag.FUA:
-                        await self._buffer.flush()
-        except DiskbufError as error:
-            code = self._code_of(error)
-        self._reply(request, code, data)
-        await self._send_replies()
-
-    def _reply(self, request: Request, code: int, data: Bytes = b"") -> None:
-        self._replies.append(encode_reply(request.cookie, code))
-        if data:
-            self._replies.append(data)
-        self._replied.append(request)
-
-    async def _send_replies(self) -> None:
-        """Send the replies that are ready. If another task is sending, it takes them along."""
-        if self._sending:
-            return
-        self._sending = True
-        try:
-            while self._replies:
-                replies, self._replies = self._replies, []
-                replied, self._replied = self._replied, []
-                for first in range(0, len(replies), _PARTS_MAX):
-                    await _send_all(self._socket, replies[first : first + _PARTS_MAX])
-                self._in_flight -= len(replied)
-                self._in_flight_bytes -= sum(map(_cost_bytes, replied))
-                self._room.unpark_all()
+            self._work_and_send(request, change)
+        except OSError:
+            self.stop()  # the receiving thread finds out why
+        except BaseException as defect:
+            self._defect = defect
+            self.stop()
         finally:
-            self._sending = False
+            with self._flight:
+                self._in_flight -= 1
+                self._in_flight_bytes -= _cost_bytes(request)
+                self._flight.notify_all()
 
-    def _code_of(self, error: DiskbufError) -> NbdError:
-        """The error value that tells the client of a failure; the first one is logged."""
-        if not self._failure_logged:
-            _log.warning("%s gets errors, this one first: %s", self._client, error)
-            self._failure_logged = True
-        match error:
-            case StoreFullError():
-                return NbdError.ENOSPC
-            case WriteRefusedError() | StoreReadOnlyError():
-                return NbdError.EPERM
-            case _:
-                return NbdError.EIO
+    def _work_and_send(self, request: Request, change: Extent | None) -> None:
+        if self._stopped:
+            return
+        try:
+            parts = self._work_on(request, change)
+        except DiskbufError as error:
+            parts = self._refusal(request, error)
+        if parts:
+            with self._sending:
+                self._endpoint.send_all(parts)
+
+    def _work_on(self, request: Request, change: Extent | None) -> list[Bytes]:
+        """The reply; none if the client has gone before its change has happened."""
+        command = request.command
+        if command == _READ:
+            return self._data_parts(request, self._buffer.read(request.offset, request.length))
+        if command == Command.BLOCK_STATUS:
+            return self._block_status(request)
+        if change is not None and not self._buffer.change(change, self._is_stopped):
+            return []
+        if command == _FLUSH or request.flags & CommandFlag.FUA:
+            self._buffer.sync()
+        return [encode_reply(request.cookie)]
+
+    def _block_status(self, request: Request) -> list[Bytes]:
+        """A chunk for each context that was selected; there is but one to select, base:allocation."""
+        extents = (
+            (part.length, BlockState.HOLE * part.hole | BlockState.ZERO * part.zero)
+            for part in self._buffer.allocation(request.offset, request.length)
+        )
+        (context,) = self._terms.contexts
+        return [encode_block_status(context, extents, request)]
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
+    def _refusal(self, request: Request, error: DiskbufError) -> list[Bytes]:
+        """The reply that tells the client of a failure; the first one that isn't its own fault is logged."""
+        if isinstance(error, RequestError):
+            code = NbdError(error.code)
+        else:
+            code = _code_of(error)
+            if not self._failure_logged:
+                self._failure_logged = True
+                _log.warning("%s gets errors, this one first: %s", self._client, error)
+        if not self._structured:
+            return [encode_reply(request.cookie, code)]
+        offset = request.offset if request.command == _READ and request.length else None
+        return [encode_error(request.cookie, code, str(error), offset=offset)]
+
+
+def _code_of(error: DiskbufError) -> NbdError:
+    match error:
+        case StoreFullError():
+            return NbdError.ENOSPC
+        case WriteRefusedError() | StoreReadOnlyError():
+            return NbdError.EPERM
+        case _:
+            return NbdError.EIO
 
 
 def _cost_bytes(request: Request) -> int:
     """What a request in flight makes the server remember, in either direction."""
-    return min(request.length, PAYLOAD_BYTES_MAX) if request.command in (Command.READ, Command.WRITE) else 0
+    return request.length if request.command in (_READ, _WRITE) else 0
 
 
-def _change_of(request: Request, payload: Bytes) -> Extent:
+def _change_of(request: Request, payload: memoryview | None) -> Extent:
     """What a valid writing request does to the disk. A trim reads as zeros: both sides must agree on it."""
-    if request.command == Command.WRITE:
-        return Extent.of_data(request.offset, payload)
+    if payload is not None:
+        return Extent(request.offset, request.length, Kind.DATA, payload)
     keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
     return Extent(request.offset, request.length, Kind.ZERO if keep else Kind.HOLE)
-
-
-async def _send_all(client_socket: trio.socket.SocketType, parts: list[Bytes]) -> None:
-    pending = [memoryview(part) for part in parts]
-    while pending:
-        sent = await client_socket.sendmsg(pending)
-        index = 0
-        while index < len(pending) and sent >= len(pending[index]):
-            sent -= len(pending[index])
-            index += 1
-        pending = pending[index:]
-        if sent:
-            pending[0] = pending[0][sent:]
-
-
-class _Receiver:
-    """What a client sends: headers through a read-ahead buffer, long payloads straight into their own."""
-
-    def __init__(self, client_socket: trio.socket.SocketType, tail: bytes) -> None:
-        self._socket = client_socket
-        self._buffer = memoryview(bytearray(max(_RECEIVE_BYTES, len(tail))))
-        self._buffer[: len(tail)] = tail
-        self._start = 0
-        self._end = len(tail)
-
-    def take(self, length: int) -> bytes | None:
-        """The next `length` bytes, or None if they haven't been received yet."""
-        if self._end - self._start < length:
-            return None
-        taken = bytes(self._buffer[self._start : self._start + length])
-        self._start += length
-        return taken
-
-    async def fill(self) -> bool:
-        """Receive more; False if the client hung up, which it should do between two requests only."""
-        left = self._end - self._start
-        self._buffer[:left] = bytes(self._buffer[self._start : self._end])
-        self._start, self._end = 0, left
-        received = await self._socket.recv_into(self._buffer[left:])
-        self._end += received
-        if not received and left:
-            raise ProtocolError(f"hung up after {left} bytes of a request header of {REQUEST_BYTES}")
-        return received > 0
-
-    async def payload(self, length: int) -> Bytes:
-        """The next `length` bytes in a buffer of their own."""
-        if (buffered := self.take(length)) is not None:
-            return buffered
-        payload = bytearray(length)
-        view = memoryview(payload)
-        done = self._end - self._start
-        view[:done] = self._buffer[self._start : self._end]
-        self._start = self._end = 0
-        while done < length:
-            received = await self._socket.recv_into(view[done:])
-            if not received:
-                raise ProtocolError(f"hung up after {done} of a write's {length} bytes")
-            done += received
-        return payload
-
-    async def drain(self, length: int) -> None:
-        """Throw the next `length` bytes away, to find the next request behind a refused write."""
-        if length > DRAIN_BYTES_MAX:
-            raise ProtocolError(f"a write of {length} bytes is refused, and too long to be skipped")
-        left = length - min(length, self._end - self._start)
-        self._start += length - left
-        while left:
-            received = await self._socket.recv_into(self._buffer[: min(left, len(self._buffer))])
-            if not received:
-                raise ProtocolError(f"hung up with {left} bytes of a refused write to come")
-            left -= received

@@ -130,6 +130,14 @@ class ExtentMap:
         last = bisect_left(self._offsets, end, first)
         return [extent.clip(offset, end) for extent in self._extents[first:last]]
 
+    def bound(self, start: int, end: int, count: int) -> int:
+        """The largest end, `end` at most, so that at most `count` extents lie between it and `start`."""
+        first = bisect_right(self._offsets, start) - 1
+        if first < 0 or self._extents[first].end <= start:
+            first += 1
+        beyond = first + count
+        return min(end, self._offsets[beyond]) if beyond < len(self._offsets) else end
+
     def _merged(self, extent: Extent) -> Extent:
         """`extent`, grown by the neighbours of its kind that it touches or overlaps."""
         start, end = extent.offset, extent.end

@@ -1,7 +1,8 @@
-"""Serves disk buffers over NBD on a unix socket: what the pure `wire` decides, carried out by trio.
+"""Serves disk buffers over NBD, on a unix or a TCP socket.
 
+trio accepts, limits and cancels; each client is served by threads of its own, in `session` and `connection`.
 A client can hurt itself only: bytes that aren't NBD close its connection, with one line in the log; what it
-may make the server remember is bounded; and each connection has a task of its own.
+may make the server remember is bounded; and nobody waits for it but its own threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import logging
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +19,9 @@ from pathlib import Path
 import trio
 
 from diskbuf.buffer import DiskBuffer
-from diskbuf.connection import Connection
-from diskbuf.errors import ProtocolError, SocketError, SocketInUseError
-from diskbuf.wire import Export, Negotiation, export_flags
+from diskbuf.errors import SocketError, SocketInUseError
+from diskbuf.session import Session
+from diskbuf.wire import Export, check_export_name, export_flags
 
 CONNECTIONS_MAX = 32
 """QEMU makes one per disk, multi-connection tools about eight; with what each may have in flight this bounds
@@ -27,7 +29,6 @@ the server's memory."""
 NEGOTIATION_S = 10.0
 """The time from connecting to choosing an export: ample for a busy client, and a silent one costs no more."""
 _BACKLOG = 16
-_RECEIVE_BYTES = 4096
 
 _log = logging.getLogger("diskbuf")
 
@@ -41,12 +42,13 @@ async def serve_nbd_unix(
     """Serve each buffer under its export name, until cancelled; `started` once clients can connect.
 
     Takes over a socket file that a crash left behind, and removes its own at the end. Raises
-    `SocketInUseError` if a server lives there, `SocketError` if the path can't be listened on.
+    `SocketInUseError` if a server lives there, `SocketError` if the path can't be listened on,
+    `ExportError` for a name that the protocol can't carry.
     """
     path = Path(socket_path)
+    clients = Clients(exports)
     listening, ours = _listen(path)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-    clients = Clients(exports)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, clients.serve, [listener])
@@ -56,74 +58,88 @@ async def serve_nbd_unix(
         _unlink_if(path, ours)
 
 
-class Clients:
-    """Admits clients up to the limit and serves each of them to its end."""
+async def serve_nbd_tcp(
+    host: str,
+    port: int,
+    exports: Mapping[str, DiskBuffer],
+    *,
+    tls: ssl.SSLContext | None,
+    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As `serve_nbd_unix` on the addresses of `host`; `started` with those that are listened on.
 
-    def __init__(self, exports: Mapping[str, DiskBuffer]) -> None:
+    Clients must use `tls`; None means plaintext, which everyone on the way can read and change. Port 0 is
+    any free one. Raises `SocketError`, `SocketInUseError` and `ExportError`.
+    """
+    clients = Clients(exports, tls)
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SocketInUseError(
+                f"address {host}, port {port}: in use; stop the other server or give another port"
+            ) from error
+        raise SocketError(
+            f"address {host}, port {port}: {error}; give an address of this machine and a port for you"
+        ) from error
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, clients.serve, listeners)
+        task_status.started([listener.socket.getsockname()[:2] for listener in listeners])
+
+
+class Clients:
+    """Admits clients up to the limit and serves each of them to its end, in threads of its own."""
+
+    def __init__(
+        self,
+        exports: Mapping[str, DiskBuffer],
+        tls: ssl.SSLContext | None = None,
+        negotiation_s: float = NEGOTIATION_S,
+    ) -> None:
         self._buffers = exports
+        self._tls = tls
+        self._negotiation_s = negotiation_s
         self._exports = {
-            name: Export(buffer.size_bytes, export_flags(buffer.read_only))
+            check_export_name(name): Export(buffer.size_bytes, export_flags(buffer.read_only))
             for name, buffer in exports.items()
         }
-        self._connected = 0
+        self._threads = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Serve one client. What it does wrong ends here; our own defects don't."""
-        async with stream:
-            client = _name_of(stream.socket)
-            if self._connected >= CONNECTIONS_MAX:
+        """Serve one client until it leaves. Cancelled, it returns when the last of its threads has ended."""
+        with socket.socket(fileno=stream.socket.detach()) as client_socket:
+            try:
+                client = _name_of(client_socket)
+            except OSError:
+                return  # it has gone already
+            if not self._threads.available_tokens:
                 _log.warning(
-                    "%s refused: %d connections are open, which is the limit", client, self._connected
+                    "%s refused: %d connections are open, which is the limit", client, CONNECTIONS_MAX
                 )
                 return
-            self._connected += 1
-            try:
-                await self._serve_admitted(stream.socket, client)
-            except* ProtocolError as errors:
-                _log.warning("%s disconnected: %s", client, _first(errors))
-            except* OSError as errors:
-                _log.info("%s left: %s", client, _first(errors))
-            finally:
-                self._connected -= 1
-
-    async def _serve_admitted(self, client_socket: trio.socket.SocketType, client: str) -> None:
-        negotiation = Negotiation(self._exports)
-        try:
-            with trio.fail_after(NEGOTIATION_S):
-                await _negotiate(client_socket, negotiation)
-        except trio.TooSlowError:
-            raise ProtocolError(f"no export was chosen within {NEGOTIATION_S:g} s") from None
-        if negotiation.chosen is not None:
-            buffer = self._buffers[negotiation.chosen]
-            await Connection(client_socket, buffer, client, negotiation.tail).serve()
+            session = Session(
+                client_socket, client, self._buffers, self._exports, self._tls, self._negotiation_s
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_when_cancelled, session)
+                await trio.to_thread.run_sync(session.run, limiter=self._threads)
+                nursery.cancel_scope.cancel()
 
 
-async def _negotiate(client_socket: trio.socket.SocketType, negotiation: Negotiation) -> None:
-    """Negotiate until the client has chosen an export or given up."""
-    replies = negotiation.greeting
-    while True:
-        while replies:
-            replies = replies[await client_socket.send(replies) :]
-        if negotiation.finished:
-            return
-        received = await client_socket.recv(_RECEIVE_BYTES)
-        if not received:
-            return
-        replies = negotiation.receive(received)
+async def _stop_when_cancelled(session: Session) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        session.stop()
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error within a group of groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _name_of(client_socket: trio.socket.SocketType) -> str:
+def _name_of(client_socket: socket.socket) -> str:
     """How the log calls a client: unix sockets have no addresses, but the kernel knows the process."""
-    process_id = client_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED)
-    return f"NBD client of process {process_id}"
+    if client_socket.family == socket.AF_UNIX:
+        process_id = client_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED)
+        return f"NBD client of process {process_id}"
+    host, port = client_socket.getpeername()[:2]
+    return f"NBD client of {host}, port {port}"
 
 
 def _listen(path: Path) -> tuple[socket.socket, os.stat_result]:

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 
 from diskbuf.errors import StoreError
 from diskbuf.extents import Bytes
+from diskbuf.store import Allocation
 
 
 class FakeStore:
-    """Records what reaches it. `stall()` makes operations wait in their threads until `proceed()`."""
+    """Records what reaches it. `stall()` makes operations wait in their threads until `proceed()`; `entered`
+    counts those that have begun."""
+
+    uri = "fake:"
 
     def __init__(self, size_bytes: int, *, read_only: bool = False) -> None:
         self.image = bytearray(size_bytes)
         self.read_only = read_only
         self.cached = True
+        self.in_memory = False
         self.operations: list[tuple[object, ...]] = []
         self.failure: StoreError | None = None
         self._proceed = threading.Event()
@@ -36,6 +41,12 @@ class FakeStore:
         if self.cached:
             target[:] = self.image[offset : offset + len(target)]
         return self.cached
+
+    def read_view(self, offset: int, length: int) -> memoryview | None:
+        return memoryview(self.image)[offset : offset + length] if self.in_memory else None
+
+    def allocation(self, offset: int, length: int) -> list[Allocation]:
+        return [Allocation(length, hole=False, zero=False)]
 
     def read(self, offset: int, target: memoryview) -> None:
         self._enter()

@@ -1,25 +1,37 @@
 from __future__ import annotations
 
+import random
+import socket
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import trio
 from diskbuf_fakes import FakeStore
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
 
+from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.connection import IN_FLIGHT_MAX, Connection
+from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import ProtocolError, RequestError, StoreFullError, StoreIOError
 from diskbuf.wire import (
     DRAIN_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
+    SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
+    ChunkType,
     Command,
+    CommandFlag,
+    Export,
     NbdError,
     Request,
+    Terms,
+    export_flags,
     validate_request,
 )
 
@@ -42,6 +54,7 @@ class Client:
     socket: trio.socket.SocketType
     store: FakeStore
     buffer: DiskBuffer
+    connection: Connection
 
     async def send(self, data: bytes) -> None:
         while data:
@@ -56,35 +69,71 @@ class Client:
         return received
 
     async def reply(self, data_bytes: int = 0) -> tuple[int, int, bytes]:
-        """Cookie, error and data of the next reply; only replies without an error have data."""
+        """Cookie, error and data of the next simple reply; only replies without an error have data."""
         magic, error, cookie = struct.unpack(">IIQ", await self.receive(16))
-        assert magic == 0x67446698
+        assert magic == SIMPLE_REPLY_MAGIC
         return cookie, error, b"" if error else await self.receive(data_bytes)
+
+    async def chunk(self) -> tuple[int, int, bytes]:
+        """Cookie, type and payload of the next structured reply, which must be of one chunk."""
+        header = struct.unpack(">IHHQI", await self.receive(20))
+        assert header[:2] == (STRUCTURED_REPLY_MAGIC, 1)
+        return header[3], header[2], await self.receive(header[4])
 
     async def ask(self, request: bytes, data_bytes: int = 0) -> tuple[int, bytes]:
         await self.send(request)
         _, error, data = await self.reply(data_bytes)
         return error, data
 
+    async def waiting(self, count: int) -> None:
+        """Return when so many threads wait in the buffer."""
+        while self.buffer.waiting != count:
+            await trio.lowlevel.checkpoint()
+
+    async def stalled(self) -> None:
+        """Return when the server takes no request until one is answered."""
+        while not self.connection.stalled:
+            await trio.lowlevel.checkpoint()
+
+    async def entered(self, count: int = 1) -> None:
+        """Return when so many more store operations have begun."""
+        for _ in range(count):
+            assert await trio.to_thread.run_sync(partial(self.store.entered.acquire, timeout=TALK_S))
+
 
 async def converse(
-    talk: Callable[[Client], Awaitable[None]], *, tail: bytes = b"", limit_bytes: int = 1 << 30
+    talk: Callable[[Client], Awaitable[None]],
+    *,
+    tail: bytes = b"",
+    limit_bytes: int = 1 << 30,
+    structured: bool = False,
+    size_bytes: int = SIZE,
+    endpoint: Callable[[socket.socket], Endpoint] = PlainEndpoint,
 ) -> None:
     """Serve a holding buffer over a socket pair while `talk(client)` runs; both must come to their end."""
-    store = FakeStore(SIZE)
+    store = FakeStore(size_bytes)
     buffer = DiskBuffer(store, limit_bytes=limit_bytes)
     buffer.hold(1)
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    connection = Connection(
+        endpoint(theirs), buffer, terms(size_bytes, structured=structured), "client", tail
+    )
 
     async def serve() -> None:
         with theirs:
-            await Connection(theirs, buffer, "client", tail).serve()
+            await trio.to_thread.run_sync(connection.serve)
 
     with trio.fail_after(TALK_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
-            with ours:
-                await talk(Client(ours, store, buffer))
+            with trio.socket.from_stdlib_socket(ours) as client_socket:
+                await talk(Client(client_socket, store, buffer, connection))
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("diskbuf")] == []
+
+
+def terms(size_bytes: int = SIZE, *, structured: bool = False) -> Terms:
+    contexts = {1: "base:allocation"} if structured else {}
+    return Terms("disk", Export(size_bytes, export_flags(read_only=False)), structured, contexts)
 
 
 async def test_reads_what_was_written() -> None:
@@ -95,7 +144,7 @@ async def test_reads_what_was_written() -> None:
         assert await client.ask(header(Command.TRIM, 11, 1)) == (0, b"")
         assert await client.ask(header(Command.WRITE_ZEROES, 13, 1, flags=2)) == (0, b"")
         assert await client.ask(header(Command.READ, 9, 7), 7) == (0, b"\0h\0l\0o\0")
-        kinds = [extent.kind.name for extent in client.buffer._overlay.open_map.extents]
+        kinds = [extent.kind.name for extent in client.buffer.held_writes().extents]
         assert kinds == ["DATA", "HOLE", "DATA", "ZERO", "DATA"]
         assert client.store.operations == []
         await client.send(DISCONNECT)
@@ -113,15 +162,42 @@ async def test_requests_that_came_with_the_negotiation_are_served() -> None:
     await converse(talk, tail=sent)
 
 
-async def test_header_may_come_byte_by_byte() -> None:
+class Trickle(PlainEndpoint):
+    """An endpoint that gets its bytes one by one."""
+
+    def receive_into(self, target: memoryview) -> int:
+        return super().receive_into(target[:1])
+
+
+async def test_requests_may_come_byte_by_byte() -> None:
     async def talk(client: Client) -> None:
-        for byte in header(Command.WRITE, 0, 2) + b"ab" + header(Command.READ, 0, 2):
-            await client.send(bytes([byte]))
-            await wait_all_tasks_blocked()
+        await client.send(header(Command.WRITE, 0, 2) + b"ab" + header(Command.READ, 0, 2))
         assert (await client.reply())[1] == 0
         assert (await client.reply(2))[2] == b"ab"
 
-    await converse(talk)
+    await converse(talk, endpoint=Trickle)
+
+
+@pytest.mark.parametrize("length", [SLAB_BYTES_MIN - 1, SLAB_BYTES_MIN, 300_000])
+@pytest.mark.parametrize("ahead", [0, 28, 1000])
+async def test_long_writes_arrive_whole_wherever_the_read_ahead_ends(length: int, ahead: int) -> None:
+    """`ahead`: so much of what follows the header is received with it, or, at 0, all."""
+
+    class Parted(PlainEndpoint):
+        def receive_into(self, target: memoryview) -> int:
+            return super().receive_into(target[: 28 + ahead] if ahead else target)
+
+    async def talk(client: Client) -> None:
+        data = random.Random(length).randbytes(length)
+        sent = b"".join(header(Command.WRITE, place, length) + data for place in (0, length, 7))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, sent + header(Command.READ, 7, 2 * length - 7))
+            for _ in range(3):
+                assert await client.reply() == (0, 0, b"")
+            _, _, found = await client.reply(2 * length - 7)
+        assert found == data + data[7:]
+
+    await converse(talk, endpoint=Parted, size_bytes=1 << 20)
 
 
 async def test_refused_write_is_skipped_and_the_next_request_served() -> None:
@@ -136,7 +212,7 @@ async def test_refused_write_is_skipped_and_the_next_request_served() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             assert await client.reply() == (1, NbdError.ENOSPC, b"")
-            assert await client.reply() == (2, NbdError.EINVAL, b"")
+            assert await client.reply() == (2, NbdError.ENOSPC, b"")
             assert await client.reply(2) == (3, 0, b"\0\0")
 
     await converse(talk)
@@ -209,8 +285,8 @@ async def test_requests_in_flight_are_bounded() -> None:
         await client.send(header(Command.WRITE, 0, 1024) + bytes(1024))
         await client.reply()
         await client.send((header(Command.WRITE, 0, 1) + b"x") * (IN_FLIGHT_MAX + 10) + DISCONNECT)
-        await wait_all_tasks_blocked()
-        assert client.buffer._waiting.statistics().tasks_waiting == IN_FLIGHT_MAX
+        await client.stalled()
+        assert client.connection.in_flight == IN_FLIGHT_MAX
         client.buffer.prepare()
         for _ in range(IN_FLIGHT_MAX + 10):
             assert (await client.reply())[1] == 0
@@ -223,7 +299,7 @@ async def test_goodbye_waits_for_what_is_in_flight() -> None:
         await client.send(header(Command.WRITE, 0, 1024) + bytes(1024))
         await client.reply()
         await client.send(header(Command.WRITE, 0, 1, cookie=9) + b"x" + DISCONNECT)
-        await wait_all_tasks_blocked()
+        await client.stalled()
         client.buffer.prepare()
         assert await client.reply() == (9, 0, b"")
         assert await client.socket.recv(1) == b""
@@ -236,14 +312,139 @@ async def test_write_of_a_client_that_hung_up_while_waiting_has_not_happened() -
         await client.send(header(Command.WRITE, 0, 1024) + bytes(1024))
         await client.reply()
         await client.send(header(Command.WRITE, 0, 1) + b"x")
-        await wait_all_tasks_blocked()
+        await client.waiting(1)
         client.socket.shutdown(trio.socket.SHUT_WR)
         assert await client.socket.recv(1) == b""
         client.buffer.prepare()
-        assert await client.buffer.read(0, 1) == b"\0"
+        assert client.buffer.read(0, 1) == b"\0"
 
     await converse(talk, limit_bytes=1024)
 
+
+# --- structured replies -----------------------------------------------------------------------------
+
+
+async def test_structured_reads_are_data_or_a_hole() -> None:
+    async def talk(client: Client) -> None:
+        await client.ask(header(Command.WRITE, 0, 4) + b"data")
+        await client.ask(header(Command.TRIM, 4, 100))
+        await client.send(header(Command.READ, 1, 5, cookie=7, flags=CommandFlag.DF))
+        assert await client.chunk() == (7, ChunkType.OFFSET_DATA, struct.pack(">Q", 1) + b"ata\0\0")
+        await client.send(header(Command.READ, 4, 50, cookie=8))
+        assert await client.chunk() == (8, ChunkType.OFFSET_HOLE, struct.pack(">QI", 4, 50))
+        client.store.cached = False
+        await client.send(header(Command.READ, 2000, 3, cookie=9))
+        assert await client.chunk() == (9, ChunkType.OFFSET_DATA, struct.pack(">Q", 2000) + bytes(3))
+
+    await converse(talk, structured=True)
+
+
+async def test_structured_errors_say_where_and_why() -> None:
+    async def talk(client: Client) -> None:
+        client.store.cached = False
+        client.store.failure = StoreIOError("the disk is broken")
+        await client.send(header(Command.READ, 512, 3, cookie=1))
+        text = b"the disk is broken"
+        expected = struct.pack(">IH", NbdError.EIO, len(text)) + text + struct.pack(">Q", 512)
+        assert await client.chunk() == (1, ChunkType.ERROR_OFFSET, expected)
+        await client.send(header(Command.WRITE, SIZE, 1, cookie=2) + b"x")
+        cookie, kind, payload = await client.chunk()
+        assert (cookie, kind) == (2, ChunkType.ERROR)
+        assert struct.unpack_from(">I", payload) == (NbdError.ENOSPC,)
+        assert b"exceed the export of 4096 bytes" in payload
+
+    await converse(talk, structured=True)
+
+
+async def test_block_status_tells_held_and_stored() -> None:
+    async def status(client: Client, request: bytes) -> list[tuple[int, int]]:
+        await client.send(request)
+        cookie, kind, payload = await client.chunk()
+        assert (cookie, kind) == (0, ChunkType.BLOCK_STATUS)
+        assert struct.unpack_from(">I", payload) == (1,)
+        return list(struct.iter_unpack(">II", payload[4:]))
+
+    async def talk(client: Client) -> None:
+        await client.ask(header(Command.TRIM, 512, 512))
+        await client.ask(header(Command.WRITE_ZEROES, 1024, 512, flags=CommandFlag.NO_HOLE))
+        whole = await status(client, header(Command.BLOCK_STATUS, 0, SIZE))
+        assert whole == [(512, 0), (512, 3), (512, 2), (SIZE - 1536, 0)]
+        one = await status(client, header(Command.BLOCK_STATUS, 600, SIZE - 600, flags=CommandFlag.REQ_ONE))
+        assert one == [(424, 3)]
+
+    await converse(talk, structured=True)
+
+
+async def test_zeros_are_fast_while_they_are_held_only() -> None:
+    fast = header(Command.WRITE_ZEROES, 0, 512, flags=CommandFlag.FAST_ZERO)
+
+    async def talk(client: Client) -> None:
+        assert await client.ask(fast) == (0, b"")
+        await client.buffer.open()
+        assert await client.ask(fast) == (NbdError.ENOTSUP, b"")
+        assert await client.ask(header(Command.CACHE, 0, 512)) == (0, b"")
+
+    await converse(talk)
+
+
+# --- threads ----------------------------------------------------------------------------------------
+
+
+async def test_store_operations_of_one_client_run_side_by_side() -> None:
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        client.store.stall()
+        for cookie in range(10):
+            await client.send(header(Command.WRITE, 512 * cookie % 4096, 1, cookie=cookie) + b"x")
+        await client.entered(8)
+        client.store.proceed()
+        assert sorted([(await client.reply())[0] for _ in range(10)]) == list(range(10))
+
+    await converse(talk)
+
+
+async def test_client_that_takes_no_replies_stalls_nobody_and_can_be_stopped() -> None:
+    async def talk(client: Client) -> None:
+        length = 1 << 20
+        await client.send(header(Command.WRITE, 0, length) + bytes(length))
+        await client.reply()
+        client.buffer.seal(1)
+        await client.send(header(Command.READ, 0, length) * 64)
+        await client.buffer.release(1)
+        await trio.to_thread.run_sync(client.buffer.write, 0, b"another's")
+        client.buffer.seal(2)
+        client.connection.stop()
+
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError), flatten_subgroups=True):
+        await converse(talk, size_bytes=1 << 20)
+
+
+async def test_stopped_connection_leaves_no_thread_and_no_write_that_waited() -> None:
+    async def talk(client: Client) -> None:
+        await client.send(header(Command.WRITE, 0, 1024) + bytes(1024))
+        await client.reply()
+        await client.send((header(Command.WRITE, 0, 1) + b"x") * (IN_FLIGHT_MAX + 1))
+        await client.stalled()
+        client.connection.stop()
+        assert await client.socket.recv(1) == b""
+        client.buffer.prepare()
+        assert client.buffer.read(0, 1) == b"\0"
+
+    await converse(talk, limit_bytes=1024)
+
+
+async def test_our_own_defects_end_the_server() -> None:
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        client.store.failure = ZeroDivisionError()  # type: ignore[assignment]
+        await client.send(header(Command.FLUSH))
+        assert await client.socket.recv(1) == b""
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        await converse(talk)
+
+
+# --- bad input --------------------------------------------------------------------------------------
 
 requests = st.builds(
     Request,
@@ -267,7 +468,7 @@ async def test_request_grammar_against_a_model(asked: list[Request], fill: int, 
         )
         sent += payload
         try:
-            validate_request(request, SIZE, read_only=False)
+            validate_request(request, terms())
         except RequestError as error:
             expected.append((request.cookie, error.code, b""))
             continue
@@ -289,7 +490,7 @@ async def test_request_grammar_against_a_model(asked: list[Request], fill: int, 
             for cookie, error, data in expected:
                 assert await client.reply(len(data)) == (cookie, error, data)
         assert await client.socket.recv(1) == b""
-        assert await client.buffer.read(0, SIZE) == disk
+        assert client.buffer.read(0, SIZE) == disk
         assert client.store.operations == []
 
     await converse(talk)

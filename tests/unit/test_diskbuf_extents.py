@@ -78,3 +78,15 @@ def test_snapshot_outlives_changes() -> None:
     snapshot = changes.extents
     changes.put(Extent.of_data(0, b"bbbb"))
     assert bytes(snapshot[0].data) == b"aaaa"
+
+
+@given(st.lists(extents(), max_size=30), st.integers(0, DISK_BYTES - 1), st.integers(1, 5))
+def test_bound_leaves_as_many_as_were_asked_for(changes: list[Extent], start: int, count: int) -> None:
+    tested = ExtentMap()
+    for change in changes:
+        tested.put(change)
+    end = tested.bound(start, DISK_BYTES, count)
+    assert start < end <= DISK_BYTES
+    assert len(tested.overlapping(start, end - start)) <= count
+    if end < DISK_BYTES:
+        assert len(tested.overlapping(start, end - start + 1)) == count + 1

@@ -7,17 +7,18 @@ from test_diskbuf_extents import DISK_BYTES, extents
 
 from diskbuf.contract import Pressure
 from diskbuf.extents import Extent, Kind
-from diskbuf.overlay import Overlay
+from diskbuf.overlay import PIECES_MAX, Overlay
 from diskbuf.store import apply_extents
 
 
 def read(overlay: Overlay, store: FakeStore, offset: int, length: int) -> bytes:
     plan = overlay.plan(offset, length)
+    assert plan.length == length, "fewer pieces than one plan takes"
     if (whole := plan.whole()) is not None:
         return bytes(whole)
     target = memoryview(bytearray(length))
-    for start, place in plan.gap_views(target):
-        store.read(start, place)
+    if plan.gaps:
+        store.read(*plan.span(target))
     plan.compose(target)
     return bytes(target)
 
@@ -95,3 +96,20 @@ def test_plan_survives_release() -> None:
     target = memoryview(bytearray(8))
     plan.compose(target)
     assert bytes(target) == b"held\0\0\0\0"
+
+
+def test_one_plan_is_bounded() -> None:
+    overlay = Overlay(limit_bytes=1 << 20)
+    overlay.begin(1)
+    for place in range(200):
+        overlay.put(Extent.of_data(place * 10, b"held"))
+    overlay.seal()
+    overlay.put(Extent.of_data(2, bytes(1000)))
+    plan = overlay.plan(5, 5000)
+    assert len(plan.pieces) <= 2 * PIECES_MAX
+    assert (plan.offset, plan.length) == (5, PIECES_MAX * 10 + 5)
+    assert (plan.pieces[0].length, plan.gaps) == (plan.length, ())
+    ends = 5
+    while ends < 5005:
+        ends += overlay.plan(ends, 5005 - ends).length
+    assert ends == 5005

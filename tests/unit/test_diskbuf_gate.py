@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from diskbuf.contract import Pressure, State
+from diskbuf.errors import WriteRefusedError
+from diskbuf.extents import Extent
+from diskbuf.gate import Admission, Gate
+
+LIMIT = 4096
+WAIT_S = 10
+"""Far beyond what anything takes: what hangs fails its test."""
+
+
+def make_gate(*, read_only: bool = False, rose: list[Pressure] | None = None) -> Gate:
+    told = [] if rose is None else rose
+    return Gate(limit_bytes=LIMIT, depth=2, read_only=read_only, rose=told.append)
+
+
+def change(length: int = 512) -> Extent:
+    return Extent.of_data(0, bytes(length))
+
+
+@contextmanager
+def waiter(gate: Gate, gone: threading.Event | None = None) -> Iterator[list[Admission]]:
+    """A thread that asks for admission, and waits for it within the block."""
+    found: list[Admission] = []
+    abandoned = (gone or threading.Event()).is_set
+    thread = threading.Thread(target=lambda: found.append(gate.admit(change(), abandoned)))
+    thread.start()
+    until_waiting(gate, 1)
+    yield found
+    thread.join(WAIT_S)
+    assert not thread.is_alive(), "it was not woken"
+
+
+def until_waiting(gate: Gate, count: int) -> None:
+    """Threads have no events to say that they wait; this one looks until they do."""
+    looks = 0
+    while gate.waiting != count:
+        looks += 1
+        assert looks < 100_000_000, f"{gate.waiting} of {count} wait"
+
+
+def full_gate() -> Gate:
+    gate = make_gate()
+    gate.hold(1)
+    assert gate.try_admit(change(LIMIT)) is Admission.HELD
+    assert gate.try_admit(change()) is Admission.WAITS
+    return gate
+
+
+def test_the_state_decides() -> None:
+    gate = make_gate()
+    with pytest.raises(WriteRefusedError, match="is closed"):
+        gate.try_admit(change())
+    gate.end_opening(opened=True)
+    assert gate.try_admit(change()) is Admission.PASSES
+    gate.hold(1)
+    assert gate.try_admit(change()) is Admission.HELD
+    gate.discard()
+    with pytest.raises(WriteRefusedError, match="is discarded"):
+        gate.try_admit(change())
+    read_only = make_gate(read_only=True)
+    read_only.hold(1)
+    with pytest.raises(WriteRefusedError, match="its store is read-only"):
+        read_only.try_admit(change())
+
+
+def test_released_epoch_makes_room() -> None:
+    gate = full_gate()
+    gate.seal(1)
+    with waiter(gate) as found:
+        gate.retire(gate.sealed_map(1))
+    assert found == [Admission.HELD]
+
+
+def test_prepare_makes_room() -> None:
+    gate = full_gate()
+    with waiter(gate) as found:
+        gate.prepare()
+    assert found == [Admission.HELD]
+    assert gate.pressure is Pressure.FULL
+
+
+def test_who_waited_passes_when_the_buffer_is_open() -> None:
+    gate = full_gate()
+    assert gate.begin_opening()
+    with waiter(gate) as found:
+        _, changes = gate.settle()
+        gate.retire(changes)
+        gate.end_opening(opened=True)
+    assert found == [Admission.PASSES]
+
+
+def test_waking_is_looking_again_and_no_more() -> None:
+    gate = full_gate()
+    gone = threading.Event()
+    with waiter(gate, gone) as found:
+        gate.wake()
+        until_waiting(gate, 1)
+        gone.set()
+        gate.wake()
+    assert found == [Admission.WAITS]
+    assert gate.statistics().held_items == 1
+
+
+def test_what_passes_is_waited_for_unless_discarded() -> None:
+    gate = make_gate()
+    gate.end_opening(opened=True)
+    assert gate.try_admit(change()) is Admission.PASSES
+    gate.hold(1)
+    thread = threading.Thread(target=gate.wait_none_passing)
+    thread.start()
+    until_waiting(gate, 1)
+    gate.passed(change(), written=True)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert gate.statistics().released_items == 1
+    gate.discard()
+    gate.wait_none_passing()
+
+
+def test_discarded_stays_discarded() -> None:
+    gate = make_gate()
+    gate.hold(1)
+    gate.try_admit(change())
+    assert gate.begin_opening()
+    _, changes = gate.settle()
+    gate.discard()
+    gate.retire(changes)
+    gate.end_opening(opened=True)
+    assert gate.state is State.DISCARDED
+    figures = gate.statistics()
+    assert (figures.dropped_items, figures.released_items) == (1, 0)
+
+
+def test_pressure_is_told_as_it_rises() -> None:
+    told: list[Pressure] = []
+    gate = make_gate(rose=told)
+    gate.hold(1)
+    gate.try_admit(change(LIMIT // 2))
+    gate.try_admit(change(LIMIT // 2))
+    gate.try_admit(change(LIMIT))
+    assert told == [Pressure.SOON, Pressure.FULL]
