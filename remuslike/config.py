@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from diskbuf import store_path
+from diskbuf.errors import StoreUriError
 from remuslike.errors import ConfigurationError
 from remuslike.guest.refusals import refuse_arguments
 
@@ -54,11 +56,50 @@ class Section(BaseModel):
 
 
 class DiskSettings(Section):
-    """A disk. A read-only one goes to QEMU as it is and must have the same contents on both hosts."""
+    """A disk. A read-only one goes to QEMU as it is and must have the same contents on both hosts.
+
+    `store`: a raw image's path, or a URI of `diskbuf.open_store`. `journal`: where released epochs become
+    durable first; by default beside an image, and false for none. `shared`: both hosts reach the same image.
+    """
 
     name: Name
-    path: Annotated[Path, Field(strict=False)]
+    store: str = Field(min_length=1)
+    journal: Annotated[Path, Field(strict=False)] | Literal[False] | None = None
+    shared: bool = False
     read_only: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DiskSettings:
+        try:
+            path = store_path(self.store)
+        except StoreUriError as error:
+            raise ValueError(f"store = {self.store!r}: {error}") from error
+        if path is None and (self.read_only or self.shared):
+            what = "read_only" if self.read_only else "shared"
+            raise ValueError(f"{what}: only for an image in a file, not for store = {self.store!r}")
+        if self.journal and (self.read_only or self.shared):
+            what = (
+                "a read-only disk" if self.read_only else "a shared disk, whose secondary keeps what is due,"
+            )
+            raise ValueError(f"journal = '{self.journal}': {what} has none")
+        if self.read_only and self.shared:
+            raise ValueError("shared: a read-only disk is never written to; leave it out")
+        return self
+
+    @property
+    def image(self) -> Path:
+        """The file of a read-only or shared disk."""
+        path = store_path(self.store)
+        assert path is not None
+        return path
+
+    @property
+    def journal_path(self) -> Path | None:
+        """Where the journal is to be; None: nowhere."""
+        if self.journal is not None or self.read_only or self.shared:
+            return self.journal or None
+        path = store_path(self.store)
+        return None if path is None else path.with_name(f"{path.name}.journal")
 
 
 class NicSettings(Section):
@@ -121,11 +162,13 @@ class BufferSettings(Section):
 
 class LinkSettings(Section):
     """`address`: where the secondary listens and the primary connects. `successor`: where a secondary that
-    has taken over looks for a secondary of its own."""
+    has taken over looks for a secondary of its own. `ack`: whether a secondary acknowledges an epoch as soon
+    as it has it all in memory, or once its disk writes are durable in the journals."""
 
     address: Address
     successor: Address | None = None
     detect_ms: float = Field(default=100, ge=10, le=60_000)
+    ack: Literal["memory", "durable"] = "memory"
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -166,6 +209,14 @@ class Settings(Section):
     link: LinkSettings
     witness: Annotated[FileWitnessSettings | NoWitnessSettings, Field(discriminator="kind")]
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _durable_somewhere(self) -> Settings:
+        if self.link.ack == "durable":
+            for number, disk in enumerate(self.guest.disks):
+                if not disk.read_only and disk.journal_path is None:
+                    raise ValueError(f"guest.disks.{number}.journal: link.ack = 'durable' needs one")
+        return self
 
     @property
     def control_path(self) -> Path:

@@ -73,6 +73,7 @@ class FrameType(IntEnum):
     EPOCH_END = 12
     ACKNOWLEDGE = 13
     GOODBYE = 14
+    RELEASED = 15
 
 
 @dataclass(frozen=True, slots=True)

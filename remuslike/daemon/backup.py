@@ -25,6 +25,7 @@ from remuslike.daemon.host import Host, introduce, make_witness, open_host
 from remuslike.daemon.listener import Listener
 from remuslike.daemon.protector import Protector
 from remuslike.daemon.question import ask_witness
+from remuslike.daemon.retained import RetainedWrites
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
@@ -44,6 +45,11 @@ _log = structlog.get_logger(__name__)
 # Where the guest now is, said again while switches may be missing it: QEMU announces once more.
 _ANNOUNCEMENTS = 5
 _ANNOUNCEMENT_INTERVAL_S = 0.1
+
+# A shared store is locked until the old primary's process ends. It was refused by the witness or is dead, so
+# that takes no longer than one of its own checks; if it hangs, an operator hears of it every 5 s.
+_LOCK_TURN_S = 0.01
+_LOCK_WARNING_TURNS = 500
 
 
 @dataclass(slots=True)
@@ -71,7 +77,8 @@ class BackupDaemon:
         self._settings = settings
         self._hook = hook
         self._witness = make_witness(settings)
-        self._core = BackupCore(BackupSettings(detect_s=settings.link.detect_ms / 1e3))
+        durable = settings.link.ack == "durable"
+        self._core = BackupCore(BackupSettings(detect_s=settings.link.detect_ms / 1e3, durable=durable))
         self._events: deque[BackupEvent] = deque()
         self._stepping = False
         self._poke = trio.Event()
@@ -82,13 +89,15 @@ class BackupDaemon:
         self._takeover: Takeover | None = None
         self._protector: Protector | None = None
         self._staged: dict[int, StagedEpoch] = {}
+        self._retained = RetainedWrites()
         self._devices = b""
         # Bounded by the core's window, and a takeover.
         self._work_in, self._work_out = trio.open_memory_channel[BackupEffect](math.inf)
+        self._log_in, self._log_out = trio.open_memory_channel[int](math.inf)
 
     async def run(self) -> Finish:
         """Set up, stand by, perhaps take over, and clean up; expected errors of set-up propagate."""
-        async with open_host(self._settings) as host, trio.open_nursery() as nursery:
+        async with open_host(self._settings, owns_shared=False) as host, trio.open_nursery() as nursery:
             self._host: Host = host
             self._outputs = host.outputs
             self._nursery = nursery
@@ -100,6 +109,7 @@ class BackupDaemon:
                 )
                 await nursery.start(self._listener.run)
                 nursery.start_soon(self._work)
+                nursery.start_soon(self._work_journals)
                 nursery.start_soon(self._keep_time)
                 await nursery.start(serve_control, self._settings.control_path, self._answer)
                 self.running = True
@@ -175,9 +185,9 @@ class BackupDaemon:
             case do.ApplySync():
                 if self._listener.slot.session is not None:
                     self._listener.slot.session.admit_sync()
-            case do.Apply():
-                self._work_in.send_nowait(effect)
-            case do.OpenOutput() | do.Activate():
+            case do.Log():
+                self._log_in.send_nowait(effect.epoch)
+            case do.Apply() | do.OpenOutput() | do.Activate():
                 self._work_in.send_nowait(effect)
             case do.DropPartial():
                 self._staged.pop(effect.epoch, None)
@@ -244,10 +254,26 @@ class BackupDaemon:
 
     def _make_session(self, link: Link) -> BackupSession:
         session = BackupSession(link, self._standby.ram, self._outputs, self.post, self._hook)
-        self._staged = session.staged
+        self._staged, self._retained = session.staged, session.retained
         return session
 
-    # --- the worker -----------------------------------------------------------------------------
+    # --- the workers ----------------------------------------------------------------------------
+
+    async def _work_journals(self) -> None:
+        async for epoch in self._log_out:
+            try:
+                if self._staged[epoch].base:
+                    # What was synchronised before the base went past the journals.
+                    for _, disk in self._outputs.own_disks:
+                        await disk.sync_store()
+                for number, writes in self._staged[epoch].writes_by_disk().items():
+                    if number not in self._outputs.shared:
+                        await self._outputs.disks[number].log(epoch, writes)
+            except DiskbufError as error:
+                self._apply_failed(epoch, error)
+            else:
+                self._hook("log.end", epoch)
+                self.post(on.Logged(epoch))
 
     async def _work(self) -> None:
         async for effect in self._work_out:
@@ -264,15 +290,23 @@ class BackupDaemon:
         staged = self._staged.pop(epoch)
         try:
             await trio.to_thread.run_sync(self._apply_pages, staged)
-            for number, writes in staged.writes:
-                await self._outputs.disks[number].apply(writes)
+            kept = []
+            for number, writes in staged.writes_by_disk().items():
+                if number in self._outputs.shared:
+                    kept.append((number, writes))
+                else:
+                    await self._outputs.disks[number].apply(epoch, writes)
         except DiskbufError as error:
-            _log.error("apply.failed", epoch=epoch, error=str(error))
-            self.post(on.ApplyFailed(time.monotonic(), str(error)))
+            self._apply_failed(epoch, error)
             return
+        self._retained.keep(epoch, kept)
         self._devices = staged.devices
         self._hook("apply.end", epoch)
         self.post(on.Applied(time.monotonic(), epoch))
+
+    def _apply_failed(self, epoch: int, error: DiskbufError) -> None:
+        _log.error("apply.failed", epoch=epoch, error=str(error))
+        self.post(on.ApplyFailed(time.monotonic(), str(error)))
 
     def _apply_pages(self, staged: StagedEpoch) -> None:
         for batch in staged.batches:
@@ -280,6 +314,7 @@ class BackupDaemon:
 
     async def _open_output(self) -> None:
         try:
+            await self._take_shared_disks()
             await self._outputs.open()
         except (DiskbufError, NetbufError) as error:
             self.post(on.ActivationFailed(time.monotonic(), str(error)))
@@ -287,6 +322,19 @@ class BackupDaemon:
         if self._takeover is not None:
             self._takeover.opened_at = time.monotonic()
         self.post(on.OutputOpened(time.monotonic()))
+
+    async def _take_shared_disks(self) -> None:
+        """Once no other host can write to them any more, write what may not be there yet."""
+        for number, store in self._outputs.shared.items():
+            waited = 0
+            while not await trio.to_thread.run_sync(store.try_acquire):
+                if waited % _LOCK_WARNING_TURNS == 0:
+                    _log.warning("takeover.store_in_use", disk=number, store=store.uri)
+                waited += 1
+                await trio.sleep(_LOCK_TURN_S)
+        for epoch, number, writes in self._retained.replay():
+            self._hook("replay.begin", epoch)
+            await self._outputs.disks[number].apply(epoch, writes)
 
     async def _activate(self) -> None:
         try:

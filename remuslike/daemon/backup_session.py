@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import trio
 
-from diskbuf import CHUNK_BYTES, SealedWrites, decode_writes_untrusted
+from diskbuf import CHUNK_BYTES, Extent, SealedWrites, decode_writes_untrusted
 from remuslike.daemon.outputs import Outputs
 from remuslike.daemon.payloads import (
     DevicesDecoder,
@@ -20,6 +20,7 @@ from remuslike.daemon.payloads import (
     decode_parts_untrusted,
     encode_digests,
 )
+from remuslike.daemon.retained import RetainedWrites
 from remuslike.engine import events as on
 from remuslike.engine.events import Farewell
 from remuslike.engine.handshake import Goodbye, parse_untrusted
@@ -43,13 +44,22 @@ _CHUNKS_PER_FRAME = 256
 
 @dataclass(slots=True)
 class StagedEpoch:
-    """What has arrived of an epoch, checked and not yet applied. `writes`: (disk, its writes)."""
+    """What has arrived of an epoch, checked and not yet applied. `base`: the session's first. `writes`:
+    (disk, its writes)."""
 
     epoch: int
+    base: bool
     batches: list[PageBatch] = field(default_factory=list)
     devices: bytes = b""
     writes: list[tuple[int, SealedWrites]] = field(default_factory=list)
     staged_bytes: int = 0
+
+    def writes_by_disk(self) -> dict[int, SealedWrites]:
+        """A disk's writes as one, though they may have come in pieces; the pieces are in ascending order."""
+        extents: dict[int, tuple[Extent, ...]] = {}
+        for number, writes in self.writes:
+            extents[number] = extents.get(number, ()) + writes.extents
+        return {number: SealedWrites(joined) for number, joined in extents.items()}
 
 
 class BackupSession:
@@ -60,12 +70,14 @@ class BackupSession:
     ) -> None:
         self.link = link
         self.staged: dict[int, StagedEpoch] = {}
+        self.retained = RetainedWrites()
         self._ram = ram
         self._outputs = outputs
         self._post = post
         self._hook = hook
         self._devices = DevicesDecoder()
         self._sync_admitted = False
+        self._has_base = False
         # An epoch can't honestly carry more than all of RAM and a full disk buffer on each side of it.
         self._staged_bytes_max = 2 * ram.nbytes + sum(disk.size_bytes for disk in outputs.disks)
         self._staging: StagedEpoch | None = None
@@ -95,7 +107,7 @@ class BackupSession:
 
     async def _send_digests(self) -> None:
         """Tell the primary what the disks hold, so that it sends only what differs."""
-        for number, disk in enumerate(self._outputs.disks):
+        for number, disk in self._outputs.own_disks:
             count = -(-disk.size_bytes // CHUNK_BYTES)
             for first in range(0, count, _CHUNKS_PER_FRAME):
                 some = min(_CHUNKS_PER_FRAME, count - first)
@@ -113,12 +125,15 @@ class BackupSession:
                     await self._take_sync(frame)
                 case FrameType.EPOCH_BEGIN:
                     self._hook("receive.begin", frame.epoch)
-                    self._staging = StagedEpoch(frame.epoch)
+                    self._staging = StagedEpoch(frame.epoch, base=not self._has_base)
+                    self._has_base = True
                     self._post(on.EpochBegan(frame.epoch))
                 case FrameType.PAGES | FrameType.DEVICES | FrameType.DISK_WRITES:
                     await self._stage(frame)
                 case FrameType.EPOCH_END:
                     self._complete(frame)
+                case FrameType.RELEASED:
+                    self.retained.forget(frame.epoch)
                 case FrameType.GOODBYE:
                     goodbye = parse_untrusted(Goodbye, frame.payload)
                     _log.info("session.goodbye", farewell=goodbye.farewell, reason=goodbye.reason)
@@ -136,6 +151,8 @@ class BackupSession:
         chunk = decode_chunk_untrusted(frame.payload, CHUNK_BYTES, len(self._outputs.disks))
         if self._ask_admission():
             disk = self._outputs.disks[chunk.disk]
+            if chunk.disk in self._outputs.shared:
+                raise PayloadError(f"a chunk of disk {chunk.disk}, which both hosts share")
             if chunk.index * CHUNK_BYTES >= disk.size_bytes:
                 raise PayloadError(f"chunk {chunk.index} lies beyond disk {chunk.disk}")
             await disk.write_chunk(chunk.index, chunk.data)
@@ -163,6 +180,7 @@ class BackupSession:
         else:
             number, rest = decode_disk_untrusted(frame.payload, len(self._outputs.disks))
             writes = decode_writes_untrusted(rest, self._outputs.disks[number].size_bytes)
+            _check_order(staging.writes, number, writes)
             staging.writes.append((number, writes))
             staging.staged_bytes += len(frame.payload)
         if staging.staged_bytes > self._staged_bytes_max:
@@ -178,6 +196,15 @@ class BackupSession:
             self.staged[frame.epoch] = staging
             self._hook("receive.complete", frame.epoch)
         self._post(on.EpochCompleted(frame.epoch, decode_parts_untrusted(frame.payload)))
+
+
+def _check_order(before: list[tuple[int, SealedWrites]], number: int, writes: SealedWrites) -> None:
+    """A disk's pieces must continue each other: together they are one epoch's writes."""
+    ends = [earlier.extents[-1].end for disk, earlier in before if disk == number and earlier.extents]
+    if ends and writes.extents and writes.extents[0].offset < ends[-1]:
+        raise PayloadError(
+            f"disk {number}: writes at {writes.extents[0].offset} came after those up to {ends[-1]}"
+        )
 
 
 def _farewell(value: str) -> Farewell:

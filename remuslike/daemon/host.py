@@ -14,10 +14,11 @@ from pathlib import Path
 import structlog
 import trio
 
-from diskbuf import DiskBuffer, FileStore, serve_nbd_unix
+from diskbuf import serve_nbd_unix
 from netbuf import GuestTap, Hold, choose, make_hold
 from netbuf.errors import LimitError
 from remuslike.config import BufferSettings, GuestSettings, NicSettings, Settings
+from remuslike.daemon.disks import open_disks
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
 from remuslike.engine.ports import PAGE_BYTES, Witness
@@ -36,7 +37,6 @@ class Host:
 
     outputs: Outputs
     taps: list[GuestTap]
-    stores: list[FileStore]
     disk_sockets: list[Path]
     qemu_log: Path
 
@@ -46,17 +46,16 @@ class Host:
 
 
 @asynccontextmanager
-async def open_host(settings: Settings) -> AsyncIterator[Host]:
+async def open_host(settings: Settings, *, owns_shared: bool) -> AsyncIterator[Host]:
     """Set up, run the holds and NBD servers for as long as the body runs, and take down in the order that
-    lets nothing out: holds are closed (which discards) before the taps."""
+    lets nothing out: holds are closed (which discards) before the taps. `owns_shared`: whether shared disks
+    are this host's from the start."""
     guest = settings.guest
     depth = settings.epoch.window + _EXTRA_DEPTH
     with ExitStack() as stack:
         stack.enter_context(_run_directory(settings.run_directory))
-        stores = [_open_store(stack, disk.path) for disk in guest.disks if not disk.read_only]
         names = [disk.name for disk in guest.disks if not disk.read_only]
-        disk_limit = settings.buffers.disk_limit_mib << 20
-        disks = [DiskBuffer(store, limit_bytes=disk_limit, depth=depth) for store in stores]
+        disks, shared = await open_disks(stack, settings, depth, owns_shared=owns_shared)
         nics = [
             (_make_tap(stack, f"{settings.name[:10]}{number}"), nic) for number, nic in enumerate(guest.nics)
         ]
@@ -68,7 +67,7 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             for socket, name, disk in zip(sockets, names, disks, strict=True):
                 await nursery.start(serve_nbd_unix, socket, {name: disk})
             log = settings.run_directory / "qemu.log"
-            yield Host(Outputs(holds, disks), [tap for tap, _ in nics], stores, sockets, log)
+            yield Host(Outputs(holds, disks, shared), [tap for tap, _ in nics], sockets, log)
             nursery.cancel_scope.cancel()
 
 
@@ -98,12 +97,6 @@ async def _make_holds(
         stack.callback(hold.close)
         holds.append(hold)
     return holds
-
-
-def _open_store(stack: ExitStack, path: Path) -> FileStore:
-    store = FileStore.open(path)
-    stack.callback(store.close)
-    return store
 
 
 @contextmanager
@@ -142,7 +135,7 @@ async def introduce(settings: Settings, host: Host, qemu_version: str) -> Hello:
 
 
 def _define(guest: GuestSettings, host: Host) -> dict[str, str]:
-    sizes = iter(store.size_bytes for store in host.stores)
+    sizes = iter(disk.size_bytes for disk in host.outputs.disks)
     definition = {
         "page size": str(PAGE_BYTES),
         "guest.machine": guest.machine,
@@ -158,9 +151,9 @@ def _define(guest: GuestSettings, host: Host) -> dict[str, str]:
     for number, disk in enumerate(guest.disks):
         key = f"guest.disks[{number}]"
         if disk.read_only:
-            definition[key] = f"{disk.name}, read-only, contents {_digest(disk.path, key)}"
+            definition[key] = f"{disk.name}, read-only, contents {_digest(disk.image, key)}"
         else:
-            definition[key] = f"{disk.name}, {next(sizes)} bytes"
+            definition[key] = f"{disk.name}, {next(sizes)} bytes{', shared' if disk.shared else ''}"
     for number, nic in enumerate(guest.nics):
         definition[f"guest.nics[{number}]"] = nic.mac
     return definition

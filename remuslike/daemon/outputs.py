@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 import trio
 
-from diskbuf import DiskBuffer
+from diskbuf import CHUNK_BYTES, DiskBuffer, SharedStore
 from diskbuf.errors import DiskbufError
 from netbuf import Hold
 from remuslike.engine.events import Pressure
@@ -23,13 +23,40 @@ _RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
 
 
 class Outputs:
-    """The guest's network holds and disk buffers; the OutputBuffer contract over all of them."""
+    """The guest's network holds and disk buffers; the OutputBuffer contract over all of them.
 
-    def __init__(self, networks: list[Hold], disks: list[DiskBuffer]) -> None:
+    The stores of some `disks` may be `shared` by both hosts: such a disk is never synchronised, and a standby
+    has nothing to write to it. `shared`: their numbers.
+    """
+
+    def __init__(
+        self, networks: list[Hold], disks: list[DiskBuffer], shared: dict[int, SharedStore] | None = None
+    ) -> None:
         self.networks = networks
         self.disks = disks
+        self.shared = shared or {}
         # The shallowest first: all go in step, so if any must refuse a seal it does before one has sealed.
         self._all: list[Hold | DiskBuffer] = sorted([*networks, *disks], key=lambda buffer: buffer.depth)
+
+    @property
+    def shares(self) -> bool:
+        """Whether any disk is shared."""
+        return bool(self.shared)
+
+    @property
+    def own_disks(self) -> list[tuple[int, DiskBuffer]]:
+        """Those of this host alone, with their numbers."""
+        return [(number, disk) for number, disk in enumerate(self.disks) if number not in self.shared]
+
+    @property
+    def own_chunks(self) -> int:
+        """How many chunks they have together."""
+        return sum(-(-disk.size_bytes // CHUNK_BYTES) for _, disk in self.own_disks)
+
+    async def sync_shared(self) -> None:
+        """Return when all that was written to the shared disks is there for the other host, too."""
+        for number in self.shared:
+            await self.disks[number].sync_store()
 
     @property
     def depth(self) -> int:

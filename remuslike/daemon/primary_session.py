@@ -43,13 +43,22 @@ _DIGEST_BYTES = 16
 
 @dataclass(slots=True)
 class PendingEpoch:
-    """A captured epoch on its way: `writes` for each buffered disk; of a base also the chunks to read."""
+    """A captured epoch on its way: `writes` for each buffered disk; of a `base` also the `chunks` to read, as
+    (disk, indices)."""
 
     epoch: int
     capture: Capture
     writes: list[SealedWrites]
     sample: Sample
-    chunks: list[Indices] = field(default_factory=list)
+    base: bool = False
+    chunks: list[tuple[int, Indices]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """An epoch that is on the shared disks, durably: the secondary need not keep it."""
+
+    epoch: int
 
 
 @dataclass(slots=True)
@@ -86,10 +95,10 @@ class PrimarySession:
         self._encoder = PageEncoder(guest.page_count)
         self._devices = DevicesEncoder()
         # Bounded by the core's window of unacknowledged epochs.
-        self._pending_in, self._pending_out = trio.open_memory_channel[PendingEpoch](math.inf)
+        self._pending_in, self._pending_out = trio.open_memory_channel[PendingEpoch | Released](math.inf)
         # Bounded by the count of chunks: 16 bytes of digest for each 256 KiB of disk.
         self._digests_in, self._digests_out = trio.open_memory_channel[tuple[int, int, bytes]](math.inf)
-        self._digests_due = sum(-(-disk.size_bytes // CHUNK_BYTES) for disk in outputs.disks)
+        self._digests_due = outputs.own_chunks
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -128,7 +137,7 @@ class PrimarySession:
         await self._send_differing_chunks()
         while True:
             self.sync.passes += 1
-            for number, disk in enumerate(self._outputs.disks):
+            for number, disk in self._outputs.own_disks:
                 await self._send_chunks(number, disk.take_dirty_chunks())
             dirty = await self._guest.dirty_pages()
             await self._send_pages(dirty)
@@ -151,7 +160,7 @@ class PrimarySession:
 
     async def _send_differing_chunks(self) -> None:
         """Compare the secondary's digests with ours, and send the chunks that differ."""
-        expected = sum(-(-disk.size_bytes // CHUNK_BYTES) for disk in self._outputs.disks)
+        expected = self._outputs.own_chunks
         while expected > 0:
             number, first, theirs = await self._digests_out.receive()
             count, odd = divmod(len(theirs), _DIGEST_BYTES)
@@ -172,13 +181,16 @@ class PrimarySession:
 
     # --- epochs ---------------------------------------------------------------------------------
 
-    def enqueue(self, pending: PendingEpoch) -> None:
+    def enqueue(self, pending: PendingEpoch | Released) -> None:
         self._pending_in.send_nowait(pending)
 
     async def send_epochs(self) -> None:
         """Send what `enqueue` was given, in order, until cancelled."""
         async for pending in self._pending_out:
-            await self._send_epoch(pending)
+            if isinstance(pending, Released):
+                await self.link.send(FrameType.RELEASED, pending.epoch)
+            else:
+                await self._send_epoch(pending)
 
     async def _send_epoch(self, pending: PendingEpoch) -> None:
         """Encode, off the pause and off this thread, and send."""
@@ -188,8 +200,10 @@ class PrimarySession:
         pages, devices = await trio.to_thread.run_sync(self._encode, capture)
         sample.encode_ms = (time.perf_counter() - began) * 1e3
         send = self.link.send
-        for number, chunks in enumerate(pending.chunks):
+        for number, chunks in pending.chunks:
             await self._send_chunks(number, chunks)
+        if pending.base:
+            await self._outputs.sync_shared()
         await send(FrameType.EPOCH_BEGIN, epoch)
         parts = 1
         await send(FrameType.DEVICES, epoch, devices)

@@ -22,7 +22,7 @@ from remuslike.config import Settings
 from remuslike.daemon.connector import Connector
 from remuslike.daemon.control import integer_argument
 from remuslike.daemon.outputs import Outputs
-from remuslike.daemon.primary_session import PendingEpoch, PrimarySession
+from remuslike.daemon.primary_session import PendingEpoch, PrimarySession, Released
 from remuslike.daemon.question import ask_witness
 from remuslike.daemon.samples import Sample, Samples
 from remuslike.engine import effects as do
@@ -224,9 +224,9 @@ class Protector:
         self._hook("checkpoint.sealed", epoch)
         capture = await self._guest.capture()
         sample.note_capture(capture, time.monotonic())
-        pending = PendingEpoch(epoch, capture, [], sample)
+        pending = PendingEpoch(epoch, capture, [], sample, base)
         if base:
-            pending.chunks = [disk.take_dirty_chunks() for disk in self._outputs.disks]
+            pending.chunks = [(number, disk.take_dirty_chunks()) for number, disk in self._outputs.own_disks]
         if base and self._core.holding:
             pending.writes = [disk.held_writes() for disk in self._outputs.disks]
         elif not base:
@@ -258,6 +258,7 @@ class Protector:
                         self._hook("release.begin", effect.epoch)
                         await self._outputs.release(effect.epoch)
                         self._hook("release.end", effect.epoch)
+                        self._tell_released(effect.epoch)
                         self._note_pressure()
                         self.post(on.Released(time.monotonic(), effect.epoch))
                     case do.SealStalled():
@@ -269,6 +270,11 @@ class Protector:
                         await self._outputs.flush()
             except* (DiskbufError, NetbufError) as group:
                 self._output_failed(first_message(group))
+
+    def _tell_released(self, epoch: int) -> None:
+        session = self._connector.slot.session
+        if self._outputs.shares and session is not None:
+            session.enqueue(Released(epoch))
 
     def _output_failed(self, reason: str) -> None:
         if not self._destroyed:

@@ -138,7 +138,7 @@ def configuration(role: Role, options: DemoOptions, guest: GuestFiles, directori
             },
         ),
         *(
-            ("[[guest.disks]]", {"name": name, "path": path, "read_only": read_only})
+            ("[[guest.disks]]", {"name": name, "store": path, "read_only": read_only})
             for name, path, read_only in disks
         ),
         ("[[guest.nics]]", {"mac": GUEST_MAC, "bridge": BRIDGE}),

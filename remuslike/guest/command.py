@@ -75,7 +75,7 @@ def _disks(guest: GuestSettings, sockets: Sequence[Path], bus: str) -> list[str]
     for disk in guest.disks:
         node = f"disk-{disk.name}"
         if disk.read_only:
-            path = _escape(disk.path)
+            path = _escape(disk.image)
             backend = f"driver=raw,node-name={node},read-only=on,file.driver=file,file.filename={path}"
         else:
             path = _escape(next(remaining))

@@ -111,7 +111,7 @@ class Node:
 
     @property
     def disks(self) -> list[Path]:
-        return [Path(disk["path"]) for disk in self.document["guest"]["disks"] if not disk.get("read_only")]
+        return [Path(disk["store"]) for disk in self.document["guest"]["disks"] if not disk.get("read_only")]
 
     @property
     def console_path(self) -> Path:
@@ -362,8 +362,8 @@ def _make_node(
             "extra_arguments": list(shape.extra_arguments),
             "local_arguments": ["-serial", f"file:{home / 'console'}"],
             "disks": [
-                {"name": "root", "path": image.root, "read_only": True},
-                *({"name": disk.name, "path": disk} for disk in disks),
+                {"name": "root", "store": str(image.root), "read_only": True},
+                *({"name": disk.name, "store": str(disk)} for disk in disks),
             ],
             "nics": [
                 {"mac": f"52:54:00:77:00:{number:02x}", "bridge": plan.BRIDGE} for number in range(shape.nics)

@@ -137,7 +137,7 @@ def second_primary(hosts: Cluster, name: str) -> Node:
     disk = second.directory / "data0"
     shutil.copyfile(hosts.primary.disks[0], disk)
     second.document |= {"name": name, "run_directory": second.directory / "run"}
-    second.document["guest"]["disks"][1]["path"] = disk
+    second.document["guest"]["disks"][1]["store"] = disk
     second.document["guest"]["local_arguments"] = []
     return second
 

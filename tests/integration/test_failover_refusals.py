@@ -91,7 +91,7 @@ def other_bridge(document: Document) -> None:
 
 
 def other_disk(document: Document) -> None:
-    document["guest"]["disks"][1]["path"] = "/nonexistent/data"
+    document["guest"]["disks"][1]["store"] = "/nonexistent/data"
 
 
 def other_kernel(document: Document) -> None:
@@ -147,7 +147,7 @@ async def test_a_port_in_use(hosts: Cluster, secondary: Node) -> None:
     await first.wait_phase("waiting")
     port = secondary.document["link"]["address"]
     secondary.document |= {"name": "other", "run_directory": hosts.directory / "other"}
-    secondary.document["guest"]["disks"][1]["path"] = hosts.primary.disks[0]
+    secondary.document["guest"]["disks"][1]["store"] = hosts.primary.disks[0]
     second = hosts.start(secondary)
     await second.wait_over(FAILED)
     assert port in complaint(second)
@@ -179,7 +179,7 @@ async def test_sides_that_define_different_guests(hosts: Cluster, primary: Node,
     os.truncate(other_size, 2 * primary.disks[0].stat().st_size)
 
     def other_disk_size(document: Document) -> None:
-        document["guest"]["disks"][1]["path"] = other_size
+        document["guest"]["disks"][1]["store"] = other_size
 
     size = primary.disks[0].stat().st_size
     agreed = copy.deepcopy(primary.document)

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remuslike.config import RUN_DIRECTORY_BYTES_MAX, Settings, load_settings, parse_settings
+from remuslike.config import (
+    RUN_DIRECTORY_BYTES_MAX,
+    DiskSettings,
+    Settings,
+    load_settings,
+    parse_settings,
+)
 from remuslike.errors import ConfigurationError
 
 MINIMAL = """
@@ -47,12 +53,13 @@ local_arguments = ["-serial", "file:/tmp/log"]
 
 [[guest.disks]]
 name = "root"
-path = "/var/root.img"
+store = "/var/root.img"
 read_only = true
 
 [[guest.disks]]
 name = "data"
-path = "/var/data.img"
+store = "file:/var/data.img"
+journal = "/srv/data.journal"
 
 [[guest.nics]]
 mac = "52:54:00:AB:cd:01"
@@ -71,6 +78,7 @@ disk_limit_mib = 16
 address = "[fd00::2]:7000"
 successor = "10.0.0.3:7001"
 detect_ms = 250
+ack = "durable"
 
 [witness]
 kind = "none"
@@ -100,6 +108,48 @@ def changed(old: str, new: str, text: str = FULL) -> str:
     return text.replace(old, new)
 
 
+def disk_of(table: str) -> DiskSettings:
+    """The disk of a file that has no other."""
+    return parse(f'{MINIMAL}\n[[guest.disks]]\nname = "d"\n{table}').guest.disks[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "path"),
+    [
+        ('store = "/srv/d.img"', "/srv/d.img.journal"),
+        ('store = "file:d.img"', "d.img.journal"),
+        ('store = "/srv/d.img"\njournal = "/fast/j"', "/fast/j"),
+        ('store = "/srv/d.img"\njournal = false', None),
+        ('store = "/srv/d.img"\nshared = true', None),
+        ('store = "/srv/d.img"\nread_only = true', None),
+        ('store = "nbd://10.0.0.9/d"', None),
+        ('store = "nbd://10.0.0.9/d"\njournal = "/srv/j"', "/srv/j"),
+    ],
+)
+def test_a_journal_lies_beside_its_image_unless_said_otherwise(table: str, path: str | None) -> None:
+    found = disk_of(table).journal_path
+    assert found == (None if path is None else Path(path))
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ('store = "nbd://10.0.0.9/d"\nread_only = true', "read_only: only for an image in a file"),
+        ('store = "memory:1G"\nshared = true', "shared: only for an image in a file"),
+        ('store = "/d"\nshared = true\njournal = "/j"', "journal = '/j'"),
+        ('store = "/d"\nread_only = true\njournal = "/j"', "journal = '/j'"),
+        ('store = "/d"\nread_only = true\nshared = true', "a read-only disk is never written to"),
+    ],
+)
+def test_what_a_disk_cannot_be_is_said(table: str, named: str) -> None:
+    assert named in complaint(f'{MINIMAL}\n[[guest.disks]]\nname = "d"\n{table}')
+
+
+def test_durable_acknowledgements_need_journals() -> None:
+    text = changed('journal = "/srv/data.journal"', "journal = false")
+    assert "guest.disks.1.journal: link.ack = 'durable' needs one" in complaint(text)
+
+
 # --- what is right --------------------------------------------------------------------------------
 
 
@@ -109,7 +159,7 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
     assert (settings.guest.machine, settings.guest.accelerator, settings.guest.vcpus) == ("q35", "kvm", 1)
     assert settings.guest.tracker == "auto"
     assert (settings.epoch.epoch_ms, settings.epoch.window) == (25, 2)
-    assert settings.link.detect_ms == 100
+    assert (settings.link.detect_ms, settings.link.ack) == (100, "memory")
     buffers = settings.buffers
     assert (buffers.hold, buffers.network_limit_mib, buffers.disk_limit_mib) == ("auto", 64, 256)
     assert (settings.log.level, settings.log.format) == ("info", "json")
@@ -122,10 +172,14 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
 def test_every_key_is_read() -> None:
     settings = parse(FULL)
     guest = settings.guest
-    assert [(disk.name, disk.path, disk.read_only) for disk in guest.disks] == [
-        ("root", Path("/var/root.img"), True),
-        ("data", Path("/var/data.img"), False),
+    assert [(disk.name, disk.store, disk.read_only) for disk in guest.disks] == [
+        ("root", "/var/root.img", True),
+        ("data", "file:/var/data.img", False),
     ]
+    assert guest.disks[0].image == Path("/var/root.img")
+    assert guest.disks[0].journal_path is None
+    assert guest.disks[1].journal_path == Path("/srv/data.journal")
+    assert settings.link.ack == "durable"
     assert [(nic.mac, nic.bridge) for nic in guest.nics] == [("52:54:00:ab:cd:01", "br0")]
     assert guest.tracker == "soft-dirty"
     assert guest.extra_arguments == ["-device", "virtio-rng-pci"]
@@ -216,6 +270,10 @@ def test_a_value_of_the_wrong_type_is_named(old: str, new: str, named: str) -> N
         ("detect_ms = 250", "detect_ms = 9", "link.detect_ms = 9"),
         ("detect_ms = 250", "detect_ms = nan", "link.detect_ms = nan"),
         ('hold = "tap"', 'hold = "ifb"', "buffers.hold = 'ifb'"),
+        ('ack = "durable"', 'ack = "maybe"', "link.ack = 'maybe'"),
+        ('store = "file:/var/data.img"', 'store = ""', "guest.disks.1.store = ''"),
+        ('store = "file:/var/data.img"', 'store = "ftp://host/data"', "store = 'ftp://host/data'"),
+        ('journal = "/srv/data.journal"', "journal = true", "guest.disks.1.journal"),
         ('tracker = "soft-dirty"', 'tracker = "dirty-ring"', "guest.tracker = 'dirty-ring'"),
         ("network_limit_mib = 8", "network_limit_mib = 0", "buffers.network_limit_mib = 0"),
         ("disk_limit_mib = 16", "disk_limit_mib = 65537", "buffers.disk_limit_mib = 65537"),
@@ -281,7 +339,7 @@ def test_disks_and_interfaces_have_names_of_their_own() -> None:
 
 
 def test_there_are_limits_to_disks_and_interfaces() -> None:
-    disks = "".join(f'[[guest.disks]]\nname = "d{n}"\npath = "/d"\n' for n in range(17))
+    disks = "".join(f'[[guest.disks]]\nname = "d{n}"\nstore = "/d"\n' for n in range(17))
     assert "guest.disks" in complaint(MINIMAL + disks)
     nics = "".join(f'[[guest.nics]]\nmac = "52:54:00:00:00:0{n}"\nbridge = "b"\n' for n in range(9))
     assert "guest.nics" in complaint(MINIMAL + nics)
@@ -407,5 +465,5 @@ def test_deep_nesting_is_not_toml() -> None:
 
 
 def test_a_zero_byte_is_named_wherever_it_stands() -> None:
-    with pytest.raises(ConfigurationError, match=r"guest\.disks\.0\.path = '/a.x00b': contains a zero byte"):
-        parse_settings('[[guest.disks]]\npath = "/a\\u0000b"', "here")
+    with pytest.raises(ConfigurationError, match=r"guest\.disks\.0\.store = '/a.x00b': contains a zero byte"):
+        parse_settings('[[guest.disks]]\nstore = "/a\\u0000b"', "here")

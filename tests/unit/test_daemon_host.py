@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from fakes.peers import hello
 from fakes.witness import FakeWitness
 
-from diskbuf import FileStore
 from remuslike.config import Settings
 from remuslike.daemon.backup import BackupDaemon
+from remuslike.daemon.disks import open_disks
 from remuslike.daemon.host import Host, introduce, make_witness
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine import events as on
@@ -50,8 +51,8 @@ def document(tmp_path: Path) -> Document:
             "extra_arguments": ["-device", "virtio-rng-pci"],
             "local_arguments": ["-serial", "null"],
             "disks": [
-                {"name": "root", "path": str(tmp_path / "root"), "read_only": True},
-                {"name": "data", "path": str(tmp_path / "data")},
+                {"name": "root", "store": str(tmp_path / "root"), "read_only": True},
+                {"name": "data", "store": str(tmp_path / "data"), "journal": False},
             ],
             "nics": [
                 {"mac": "52:54:00:00:00:01", "bridge": "br0"},
@@ -65,13 +66,10 @@ def document(tmp_path: Path) -> Document:
 
 async def introduction(document: Document, qemu_version: str = "7.2.22") -> Hello:
     settings = Settings.model_validate(document)
-    stores = [FileStore.open(disk.path) for disk in settings.guest.disks if not disk.read_only]
-    try:
-        host = Host(Outputs([], []), [], stores, [], Path("/nonexistent/qemu.log"))
+    with ExitStack() as stack:
+        disks, shared = await open_disks(stack, settings, depth=3, owns_shared=True)
+        host = Host(Outputs([], disks, shared), [], [], Path("/nonexistent/qemu.log"))
         return await introduce(settings, host, qemu_version)
-    finally:
-        for store in stores:
-            store.close()
 
 
 def differing(one: Hello, other: Hello) -> set[str]:
@@ -118,6 +116,7 @@ DIFFERENCES: dict[str, tuple[Change, set[str]]] = {
     "a read-only disk's contents": (contents("root", b"read-only ROOT"), {"guest.disks[0]"}),
     "a disk's size": (contents("data", bytes(DISK_BYTES + 512)), {"guest.disks[1]"}),
     "a disk's name": (disk(1, name="date"), {"guest.disks[1]"}),
+    "a shared disk": (disk(1, shared=True), {"guest.disks[1]"}),
     "a disk that may be written": (disk(0, read_only=False), {"guest.disks[0]"}),
     "one disk less": (lambda document: document["guest"]["disks"].pop(), {"guest.disks[1]"}),
     "the order of disks": (
@@ -166,7 +165,7 @@ def elsewhere(document: Document) -> None:
         (home / name).write_bytes(data)
     document["guest"] |= {"kernel": str(home / "kernel"), "initrd": str(home / "initrd")}
     for settings in document["guest"]["disks"]:
-        settings["path"] = str(home / settings["name"])
+        settings["store"] = str(home / settings["name"])
 
 
 SAME: dict[str, Change] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import trio.testing
 from unit.diskbuf_fakes import FakeStore
 
 from diskbuf import DiskBuffer
@@ -31,17 +32,17 @@ async def test_the_fullest_buffer_gives_the_pressure() -> None:
     told: list[Pressure] = []
     outputs.on_pressure(lambda: told.append(outputs.pressure))
     outputs.hold(1)
-    for block in range(4):
-        await outputs.disks[1].write(block * 512, bytes(512))
-    for block in range(8):
-        await outputs.disks[0].write(block * 512, bytes(512))
+    for disk, blocks in ((1, range(4)), (0, range(4)), (0, range(4, 8))):
+        for block in blocks:
+            outputs.disks[disk].write(block * 512, bytes(512))
+        await trio.testing.wait_all_tasks_blocked()  # levels are told in this thread, by its loop
     assert told == [Pressure.SOON, Pressure.SOON, Pressure.FULL]
 
 
 async def test_statistics_are_plain_and_named() -> None:
     outputs = outputs_of(FakeStore(1 << 20), FakeStore(1 << 20))
     outputs.hold(3)
-    await outputs.disks[1].write(0, b"x")
+    outputs.disks[1].write(0, b"x")
     statistics = outputs.statistics()
     assert list(statistics) == ["disk0", "disk1"]
     assert (statistics["disk0"]["held_items"], statistics["disk1"]["held_items"]) == (0, 1)

@@ -13,9 +13,9 @@ from remuslike.guest.command import DEVICE_STATE_SET, Descriptors, build_command
 
 DESCRIPTORS = Descriptors(memory=10, monitor=11, device_state=12, taps=(13, 14))
 DISKS = [
-    DiskSettings(name="root", path=Path("/images/root.img"), read_only=True),
-    DiskSettings(name="data", path=Path("/images/data.img")),
-    DiskSettings(name="logs", path=Path("/images/logs.img")),
+    DiskSettings(name="root", store="/images/root.img", read_only=True),
+    DiskSettings(name="data", store="/images/data.img"),
+    DiskSettings(name="logs", store="/images/logs.img"),
 ]
 SOCKETS = [Path("/run/n/disk-data.sock"), Path("/run/n/disk-logs.sock")]
 NICS = [
@@ -162,7 +162,7 @@ def test_interfaces_without_pci_have_no_rom_to_leave_out() -> None:
 
 
 def test_commas_in_paths_are_doubled() -> None:
-    disks = [DiskSettings(name="root", path=Path("/a,b/c,,d.img"), read_only=True)]
+    disks = [DiskSettings(name="root", store="/a,b/c,,d.img", read_only=True)]
     (backend,) = values(command(guest(disks=disks)), "-blockdev")
     assert backend.endswith("file.filename=/a,,b/c,,,,d.img")
 

@@ -1,0 +1,80 @@
+"""The disks of a guest on this host: stores, their journals, and the buffers in front of them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+
+import structlog
+import trio
+
+from diskbuf import DiskBuffer, Journal, SharedStore, Store, open_store
+from diskbuf.errors import StoreInUseError
+from remuslike.config import DiskSettings, Settings
+
+# Two whole buffers: an epoch can be logged while the one before it is applied.
+_JOURNAL_LIMITS = 2
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_disks(
+    stack: ExitStack, settings: Settings, depth: int, *, owns_shared: bool
+) -> tuple[list[DiskBuffer], dict[int, SharedStore]]:
+    """A buffer for each writable disk, in their order, and the shared stores by their disk's number.
+
+    Opening a store recovers its journal. A shared store is opened only if it `owns_shared`. Raises
+    `DiskbufError`. `stack` closes all of it.
+    """
+    limit_bytes = settings.buffers.disk_limit_mib << 20
+    buffers: list[DiskBuffer] = []
+    shared: dict[int, SharedStore] = {}
+    for disk in settings.guest.disks:
+        if disk.read_only:
+            continue
+        if disk.shared:
+            store = SharedStore(disk.image)
+            stack.callback(store.close)
+            if owns_shared and not store.try_acquire():
+                raise StoreInUseError(
+                    f"shared store {disk.image} is in use on another host: stop the guest there, or"
+                    " start this side as its secondary"
+                )
+            shared[len(buffers)] = store
+            buffers.append(DiskBuffer(store, limit_bytes=limit_bytes, depth=depth, sync_releases=True))
+            continue
+        own = await trio.to_thread.run_sync(open_store, disk.store)
+        stack.callback(own.close)
+        journal = await _open_journal(stack, disk, own, limit_bytes)
+        buffers.append(DiskBuffer(own, limit_bytes=limit_bytes, depth=depth, journal=journal))
+    return buffers, shared
+
+
+async def _open_journal(
+    stack: ExitStack, disk: DiskSettings, store: Store, limit_bytes: int
+) -> Journal | None:
+    path = disk.journal_path
+    if path is None:
+        return None
+    capacity_bytes = _JOURNAL_LIMITS * limit_bytes
+    journal = await trio.to_thread.run_sync(
+        lambda: Journal.open(path, store, capacity_bytes=capacity_bytes, on_progress=_Progress(disk.name))
+    )
+    stack.callback(journal.close)
+    if journal.recovered.records:
+        _log.info("journal.recovered", disk=disk.name, epochs=journal.recovered.records, path=str(path))
+    return journal
+
+
+class _Progress:
+    """A line for each tenth of a long recovery."""
+
+    def __init__(self, disk: str) -> None:
+        self._disk = disk
+        self._told = -math.inf
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        tenths = 10 * done_bytes // max(1, total_bytes)
+        if tenths > self._told:
+            self._told = tenths
+            _log.info("journal.recovering", disk=self._disk, done_bytes=done_bytes, total_bytes=total_bytes)
