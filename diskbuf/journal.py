@@ -196,7 +196,7 @@ class Journal:
             if not self._is_logged(epoch, extents):
                 if stopped():
                     return False
-                self._append([encode_epoch(epoch, extents)] if extents else [], [extents], may_apply=True)
+                self._append([encode_epoch(epoch, extents)], [extents], may_apply=True)
         self.apply(epoch)
         return True
 
@@ -210,11 +210,7 @@ class Journal:
     def log_all(self, epochs: Sequence[tuple[int, Sequence[Extent]]]) -> None:
         """As `log`, for several ascending epochs at the price of one sync: all of them, or none."""
         with self._appending:
-            wanted = [
-                (epoch, extents)
-                for epoch, extents in epochs
-                if not self._is_logged(epoch, extents) and extents
-            ]
+            wanted = [(epoch, extents) for epoch, extents in epochs if not self._is_logged(epoch, extents)]
             encoded = [encode_epoch(epoch, extents) for epoch, extents in wanted]
             self._append(encoded, [extents for _, extents in wanted], may_apply=False)
 
@@ -260,7 +256,12 @@ class Journal:
     # --- inside -------------------------------------------------------------------------------------
 
     def _is_logged(self, epoch: int, extents: Sequence[Extent]) -> bool:
-        """Whether an epoch is durable and waits; raises `JournalOrderError` if it comes out of order."""
+        """Whether an epoch needs no record, because it has one and waits, or because it is empty.
+
+        Raises `JournalOrderError` if it comes out of order.
+        """
+        if not extents:
+            return True
         with self._state:
             waiting = list(self._waiting)
         for entry in waiting:

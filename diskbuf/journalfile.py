@@ -190,7 +190,7 @@ class PreallocatedFile:
         try:
             os.posix_fallocate(self._descriptor, start, end - start)
             # Allocated but unwritten blocks would each cost a transaction of the file system when they are
-            # written first, within somebody's commit.
+            # written first, within somebody's commit: 0.18 instead of 0.11 ms for the sync of 68 KiB on ext4.
             zeros = memoryview(_ZEROS)
             for offset in range(start, end, len(zeros)):
                 self.write(offset, [zeros[: end - offset]])

@@ -127,6 +127,18 @@ def test_an_empty_epoch_takes_no_room(journal: Journal, file: FailingFile) -> No
     assert (file.syncs, journal.statistics().used_bytes) == (before, 0)
 
 
+def test_an_empty_epoch_is_applied_while_a_later_one_waits(journal: Journal, store: FakeStore) -> None:
+    journal.log_all([(1, data(0, 1)), (2, ()), (3, data(0, 3))])
+    assert journal.commit(2, (), never)
+    assert (store.image[0], journal.statistics().waiting_epochs) == (1, (3,))
+
+
+def test_a_logged_epoch_is_committed_while_a_later_one_waits(journal: Journal, store: FakeStore) -> None:
+    journal.log_all([(1, data(0, 1)), (2, data(0, 2))])
+    assert journal.commit(1, data(0, 1), never)
+    assert (store.image[0], journal.statistics().waiting_epochs) == (1, (2,))
+
+
 def test_stopped_before_anything_happened(journal: Journal, store: FakeStore) -> None:
     assert not journal.commit(1, data(0, 1), lambda: True)
     assert journal.statistics().records == 0
