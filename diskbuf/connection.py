@@ -98,13 +98,14 @@ class Connection:
         """Return when the client has said goodbye and all it asked for is answered, or when it hung up, or
         after `stop`.
 
-        Raises `ProtocolError` if its bytes aren't NBD, OSError if the socket breaks. No thread is left.
+        Raises `ProtocolError` if its bytes aren't NBD, OSError if the socket breaks by itself. No thread is
+        left.
         """
         try:
             if self._receive_requests():
                 self._await_flight(1, 1)
         except OSError:
-            if self._defect is None:
+            if not self._stopped:
                 raise
         finally:
             self.stop()
@@ -246,7 +247,7 @@ class Connection:
         try:
             self._work_and_send(request, change)
         except OSError:
-            self.stop()  # the receiving thread finds out why
+            self.stop()  # the client has gone
         except BaseException as defect:
             self._defect = defect
             self.stop()

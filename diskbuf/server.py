@@ -105,6 +105,11 @@ class Clients:
         }
         self._threads = trio.CapacityLimiter(CONNECTIONS_MAX)
 
+    @property
+    def connected(self) -> int:
+        """How many clients are being served."""
+        return self._threads.borrowed_tokens
+
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one client until it leaves. Cancelled, it returns when the last of its threads has ended."""
         with socket.socket(fileno=stream.socket.detach()) as client_socket:
