@@ -28,6 +28,7 @@ import diskbuf.errors
 import netbuf.errors
 from diskbuf import DiskBuffer, FileStore, Store
 from diskbuf.extents import EXTENT_BYTES_MIN, Bytes, Extent
+from diskbuf.store import Allocation
 from netbuf import PlugHold, TapHold
 from netbuf.sizing import poll_s
 from netbuf.tap import VNET_HEADER_BYTES
@@ -283,8 +284,18 @@ class WatchedStore:
     def read_only(self) -> bool:
         return self._inner.read_only
 
+    @property
+    def uri(self) -> str:
+        return self._inner.uri
+
     def read_cached(self, offset: int, target: memoryview) -> bool:
         return self._inner.read_cached(offset, target)
+
+    def read_view(self, offset: int, length: int) -> memoryview | None:
+        return self._inner.read_view(offset, length)
+
+    def allocation(self, offset: int, length: int) -> list[Allocation]:
+        return self._inner.allocation(offset, length)
 
     def read(self, offset: int, target: memoryview) -> None:
         self._inner.read(offset, target)
@@ -335,23 +346,26 @@ class DiskSubject:
         self._store = store
         self._unwritten: deque[int] = deque()
         self._more = trio.Event()
-        self._writing = False
+        self._gone = False
 
     async def run(self) -> None:
-        """The client."""
-        while True:
-            await self._more.wait()
-            self._more = trio.Event()
-            self._writing = True
-            while self._unwritten:
-                await self._write(self._unwritten[0])
-                self._unwritten.popleft()
-            self._writing = False
-
-    async def _write(self, number: int) -> None:
-        block = _MARK.pack(number, ~number & (1 << 64) - 1).ljust(_BLOCK_BYTES, b".")
+        """The client, whose requests are answered in a thread of their own, as they are in a server."""
         try:
-            await self.buffer.change(Extent.of_data(number % _BLOCKS * _BLOCK_BYTES, block))
+            while True:
+                await self._more.wait()
+                self._more = trio.Event()
+                while self._unwritten:
+                    await trio.to_thread.run_sync(self._write, self._unwritten[0], abandon_on_cancel=True)
+                    self._unwritten.popleft()
+        finally:
+            self._gone = True
+            self.buffer.wake()
+
+    def _write(self, number: int) -> None:
+        block = _MARK.pack(number, ~number & (1 << 64) - 1).ljust(_BLOCK_BYTES, b".")
+        change = Extent.of_data(number % _BLOCKS * _BLOCK_BYTES, block)
+        try:
+            self.buffer.change(change, lambda: self._gone)
         except diskbuf.errors.WriteRefusedError:
             assert self.buffer.state in ("closed", "discarded")
 
@@ -361,9 +375,9 @@ class DiskSubject:
         await self.settle()
 
     async def settle(self) -> None:
-        await wait_all_tasks_blocked()
-        while self._writing and self.buffer.state == "open":
+        while self._unwritten and not self.buffer.waiting:
             await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
 
     def outside(self) -> list[list[int]]:
         return [list(self._store.arrived)]
