@@ -15,7 +15,8 @@ from typing import Any, assert_never
 import structlog
 import trio
 
-from diskbuf.errors import DiskbufError
+from diskbuf import SealedWrites
+from diskbuf.errors import DiskbufError, JournalFullError
 from netbuf import rarp_frame
 from netbuf.errors import NetbufError
 from remuslike.config import Settings
@@ -91,6 +92,7 @@ class BackupDaemon:
         self._staged: dict[int, StagedEpoch] = {}
         self._retained = RetainedWrites()
         self._devices = b""
+        self._applied = trio.Event()  # an epoch was; replaced then
         # Bounded by the core's window, and a takeover.
         self._work_in, self._work_out = trio.open_memory_channel[BackupEffect](math.inf)
         self._log_in, self._log_out = trio.open_memory_channel[int](math.inf)
@@ -268,7 +270,7 @@ class BackupDaemon:
                         await disk.sync_store()
                 for number, writes in self._staged[epoch].writes_by_disk().items():
                     if number not in self._outputs.shared:
-                        await self._outputs.disks[number].log(epoch, writes)
+                        await self._log(number, epoch, writes)
             except DiskbufError as error:
                 self._apply_failed(epoch, error)
             else:
@@ -284,6 +286,14 @@ class BackupDaemon:
                     await self._open_output()
                 case do.Activate():
                     await self._activate()
+
+    async def _log(self, number: int, epoch: int, writes: SealedWrites) -> None:
+        while True:
+            applied = self._applied
+            try:
+                return await self._outputs.disks[number].log(epoch, writes)
+            except JournalFullError:
+                await applied.wait()  # what fills it is being applied
 
     async def _apply(self, epoch: int) -> None:
         self._hook("apply.begin", epoch)
@@ -301,6 +311,8 @@ class BackupDaemon:
             return
         self._retained.keep(epoch, kept)
         self._devices = staged.devices
+        self._applied.set()
+        self._applied = trio.Event()
         self._hook("apply.end", epoch)
         self.post(on.Applied(time.monotonic(), epoch))
 

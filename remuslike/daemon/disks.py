@@ -9,11 +9,11 @@ import structlog
 import trio
 
 from diskbuf import DiskBuffer, Journal, SharedStore, Store, open_store
-from diskbuf.errors import StoreInUseError
+from diskbuf.errors import DiskbufError, StoreInUseError
 from remuslike.config import DiskSettings, Settings
 
-# Two whole buffers: an epoch can be logged while the one before it is applied.
-_JOURNAL_LIMITS = 2
+# Many usual epochs, and made in 0.2 s; it grows under an epoch that is larger.
+_JOURNAL_BYTES = 64 << 20
 
 _log = structlog.get_logger(__name__)
 
@@ -45,25 +45,31 @@ async def open_disks(
             continue
         own = await trio.to_thread.run_sync(open_store, disk.store)
         stack.callback(own.close)
-        journal = await _open_journal(stack, disk, own, limit_bytes)
+        journal = await _open_journal(stack, disk, own)
         buffers.append(DiskBuffer(own, limit_bytes=limit_bytes, depth=depth, journal=journal))
     return buffers, shared
 
 
-async def _open_journal(
-    stack: ExitStack, disk: DiskSettings, store: Store, limit_bytes: int
-) -> Journal | None:
+async def _open_journal(stack: ExitStack, disk: DiskSettings, store: Store) -> Journal | None:
     path = disk.journal_path
     if path is None:
         return None
-    capacity_bytes = _JOURNAL_LIMITS * limit_bytes
     journal = await trio.to_thread.run_sync(
-        lambda: Journal.open(path, store, capacity_bytes=capacity_bytes, on_progress=_Progress(disk.name))
+        lambda: Journal.open(path, store, capacity_bytes=_JOURNAL_BYTES, on_progress=_Progress(disk.name))
     )
-    stack.callback(journal.close)
+    stack.callback(_close_journal, journal, disk.name)
     if journal.recovered.records:
         _log.info("journal.recovered", disk=disk.name, epochs=journal.recovered.records, path=str(path))
     return journal
+
+
+def _close_journal(journal: Journal, disk: str) -> None:
+    """With nothing to recover left in it: whoever changes the image next need not know of it."""
+    try:
+        journal.quiesce()
+    except DiskbufError as error:
+        _log.error("journal.not_retired", disk=disk, error=str(error))
+    journal.close()
 
 
 class _Progress:

@@ -19,6 +19,7 @@ SLOW_EPOCH_MS = 100
 
 async def test_a_primary_outlives_secondaries_that_die_at_each_step_and_is_survived_in_the_end() -> None:
     with cluster() as hosts:
+        hosts.secondary.document["link"]["ack"] = "durable"  # so that the journal's step is one of them
         primary = hosts.start(hosts.primary)
         await hosts.guest_is_up(hosts.primary)
         async with writing(hosts) as client:
