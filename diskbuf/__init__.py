@@ -20,6 +20,7 @@ from diskbuf.sealed import SealedWrites, decode_writes_untrusted, encode_writes
 from diskbuf.server import serve_nbd_tcp, serve_nbd_unix
 from diskbuf.sharedstore import SharedStore
 from diskbuf.store import Store
+from diskbuf.uri import open_store, store_path
 
 __all__ = [
     "CHUNK_BYTES",
@@ -36,6 +37,8 @@ __all__ = [
     "Store",
     "decode_writes_untrusted",
     "encode_writes",
+    "open_store",
     "serve_nbd_tcp",
     "serve_nbd_unix",
+    "store_path",
 ]

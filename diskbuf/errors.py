@@ -10,6 +10,7 @@
     │   ├── UnknownEpochError
     │   ├── ChunkError
     │   └── JournalOrderError
+    ├── StoreUriError              the operator: a URI that names no store
     ├── StoreError                 the environment: the store behind the buffer
     │   ├── StoreOpenError
     │   │   └── StoreInUseError
@@ -79,6 +80,10 @@ class ChunkError(ContractError):
 
 class JournalOrderError(ContractError):
     """The engine's fault: an epoch given to the journal out of order, or again with other contents."""
+
+
+class StoreUriError(DiskbufError):
+    """The operator's fault: a store's URI is of no known kind, or a part of it is wrong. Nothing was opened."""
 
 
 class StoreError(DiskbufError):

@@ -1,0 +1,68 @@
+"""NBD servers of others, started for a test: nbdkit and qemu-nbd, on a socket that the test listens on.
+
+The socket is handed over as systemd does it (sd_listen_fds(3)). So a client can connect at once, without a
+wait for the server; and while a server is dead, clients wait for the next one, as behind a service manager.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+STOP_S = 10
+
+# LISTEN_PID must name the server itself, and the socket be descriptor 3. (Not dash: it knows one-digit ones.)
+_ACTIVATE = 'exec 3<&"$1"; shift; exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@"'
+
+
+class NbdServer:
+    """`command` serves on a unix socket at `path`; `kill()` and `start()` it at will. Close it in the end."""
+
+    def __init__(self, path: Path, *command: str | Path) -> None:
+        if shutil.which(str(command[0])) is None:
+            pytest.skip(f"{command[0]} is not installed")
+        self.command = [str(word) for word in command]
+        self.uri = f"nbd+unix:///?socket={path}"
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listening.bind(str(path))
+        self._listening.listen(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        descriptor = self._listening.fileno()
+        self._process = subprocess.Popen(
+            ["bash", "-c", _ACTIVATE, "activate", str(descriptor), *self.command],
+            pass_fds=(descriptor,),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        """SIGKILL: its clients lose their connections."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_S)
+            self._process = None
+
+    def refuse(self) -> None:
+        """Nobody listens any more, and none will."""
+        self._listening.close()
+
+    def close(self) -> None:
+        self.kill()
+        self._listening.close()
+
+
+def nbdkit(path: Path, *arguments: str) -> NbdServer:
+    """nbdkit in the foreground; arguments are filters, the plugin and theirs."""
+    return NbdServer(path, "nbdkit", "--foreground", *arguments)
+
+
+def qemu_nbd(path: Path, image: Path, *arguments: str) -> NbdServer:
+    """qemu-nbd for any number of clients, one after another; the image's format is in `arguments`."""
+    return NbdServer(path, "qemu-nbd", "--persistent", "--discard=unmap", *arguments, image)
