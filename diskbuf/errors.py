@@ -83,7 +83,7 @@ class JournalOrderError(ContractError):
 
 
 class StoreUriError(DiskbufError):
-    """The operator's fault: a store's URI is of no known kind, or a part of it is wrong. Nothing was opened."""
+    """The operator's fault: a store's URI is of no known kind, or a part of it is wrong. None is opened."""
 
 
 class StoreError(DiskbufError):

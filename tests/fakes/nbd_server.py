@@ -20,16 +20,23 @@ _ACTIVATE = 'exec 3<&"$1"; shift; exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@"'
 
 
 class NbdServer:
-    """`command` serves on a unix socket at `path`; `kill()` and `start()` it at will. Close it in the end."""
+    """`command` serves on a unix socket at `path`, or on a TCP port of loopback without one.
 
-    def __init__(self, path: Path, *command: str | Path) -> None:
+    `kill()` and `start()` it at will; close it in the end.
+    """
+
+    def __init__(self, path: Path | None, *command: str | Path) -> None:
         if shutil.which(str(command[0])) is None:
             pytest.skip(f"{command[0]} is not installed")
         self.command = [str(word) for word in command]
-        self.uri = f"nbd+unix:///?socket={path}"
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(str(path))
-        self._listening.listen(16)
+        if path is None:
+            self._listening = socket.create_server(("127.0.0.1", 0))
+            self.uri = f"nbd://127.0.0.1:{self._listening.getsockname()[1]}/"
+        else:
+            self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listening.bind(str(path))
+            self._listening.listen(16)
+            self.uri = f"nbd+unix:///?socket={path}"
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -49,6 +56,10 @@ class NbdServer:
             self._process.wait(STOP_S)
             self._process = None
 
+    def wait_until_dead(self) -> None:
+        if self._process is not None:
+            self._process.wait(STOP_S)
+
     def refuse(self) -> None:
         """Nobody listens any more, and none will."""
         self._listening.close()
@@ -58,7 +69,7 @@ class NbdServer:
         self._listening.close()
 
 
-def nbdkit(path: Path, *arguments: str) -> NbdServer:
+def nbdkit(path: Path | None, *arguments: str) -> NbdServer:
     """nbdkit in the foreground; arguments are filters, the plugin and theirs."""
     return NbdServer(path, "nbdkit", "--foreground", *arguments)
 
