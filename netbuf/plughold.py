@@ -23,8 +23,8 @@ from contextlib import contextmanager, suppress
 import structlog
 import trio
 
-from netbuf.announce import ETH_HEADER_BYTES
-from netbuf.errors import AnnounceError, BrokenError, HoldBrokenError, HoldError, NetbufError
+from netbuf.announce import check_frames
+from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.plugmeter import PlugMeter
 from netbuf.plugwiring import PlugWiring, Plumbing
@@ -191,11 +191,8 @@ class PlugHold:
         For frames that only say where the guest now is: see `rarp_frame`. Prerequisite: open, or holding
         after having been open. Raises `AnnounceError`, and then nothing was sent.
         """
-        if not self._ledger.may_announce:
-            raise AnnounceError(f"announce() while {self._ledger.state} and not yet opened: call open first")
-        for frame in frames:
-            if len(frame) < ETH_HEADER_BYTES:
-                raise AnnounceError(f"a frame of {len(frame)} bytes has no whole Ethernet header")
+        self._ledger.check_announce()
+        check_frames(frames)
         for frame in frames:
             try:
                 self._plumbing.announce(frame)

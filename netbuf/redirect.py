@@ -93,6 +93,11 @@ class Network:
             raise InterfaceVanishedError(f"interface {interface!r} is gone; find out who deletes it")
         return int(found[0])
 
+    def check(self, guest: str, index: int) -> None:
+        """Raise `InterfaceVanishedError` unless the guest tap still is the interface `index`."""
+        if self._netlink.link_lookup(ifname=guest) != [index]:
+            raise InterfaceVanishedError(f"the guest tap {guest!r} is gone; end its hold")
+
     def bridge(self, name: str) -> Bridge:
         """The bridge `name`. Raises `BridgeError` if there is none, or if the interface is none."""
         found = self._netlink.link_lookup(ifname=name)

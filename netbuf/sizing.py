@@ -33,7 +33,9 @@ def kernel_limit_bytes(limit_bytes: int) -> int:
     total = limit_bytes + reserve_bytes()
     if total > _KERNEL_LIMIT_BYTES_MAX:
         most = _KERNEL_LIMIT_BYTES_MAX - reserve_bytes()
-        raise LimitError(f"limit_bytes={limit_bytes}: a plug holds at most {most}; lower it or hold by 'tap'")
+        raise LimitError(
+            f"limit_bytes={limit_bytes}: a plug holds at most {most}; lower the limit or set hold = 'tap'"
+        )
     return total
 
 

@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from netbuf.announce import ETH_HEADER_BYTES
-from netbuf.errors import AnnounceError, InterfaceVanishedError
+from netbuf.announce import check_frames
+from netbuf.errors import InterfaceVanishedError
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
 from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, Guest
@@ -37,6 +37,9 @@ TURN_FRAMES = 64
 
 # What writing to a TAP raises when its interface was deleted (tun_get in drivers/net/tun.c).
 _INTERFACE_DELETED = errno.EBADFD
+
+# Nothing tells a reader that the guest tap is gone: no more frames come, as if the guest were silent.
+_GUEST_CHECK_S = 1.0
 
 _NO_OFFLOAD = bytes(VNET_HEADER_BYTES)
 
@@ -175,11 +178,8 @@ class TapHold:
         For frames that only say where the guest now is: see `rarp_frame`. Prerequisite: open, or holding
         after having been open. Raises `AnnounceError`, and then nothing was sent.
         """
-        if not self._ledger.may_announce:
-            raise AnnounceError(f"announce() while {self._ledger.state} and not yet opened: call open first")
-        for frame in frames:
-            if len(frame) < ETH_HEADER_BYTES:
-                raise AnnounceError(f"a frame of {len(frame)} bytes has no whole Ethernet header")
+        self._ledger.check_announce()
+        check_frames(frames)
         for frame in frames:
             if not self._write(_NO_OFFLOAD + frame):
                 self._ledger.dropped()
@@ -201,26 +201,35 @@ class TapHold:
         """Read the guest's frames: pass them on while open, keep them while holding, until `close`.
 
         One task of a nursery. When it is cancelled nothing passes any more (P4).
-        Raises `InterfaceVanishedError` if somebody deletes one of the interfaces.
+        Raises `InterfaceVanishedError` if somebody deletes one of the interfaces, the guest tap's end being
+        noticed within a second.
         """
         assert not self._running, f"run() twice for the hold of {self._name}"
         self._running = True
         task_status.started()
         try:
             while not self._closed:
-                if self._may_read():
-                    await trio.lowlevel.wait_readable(self._wiring.hold_fileno())
-                    if self._may_read():
-                        self._drain(TURN_FRAMES, within_limit=True)
-                        self._tell_pressure()
-                else:
-                    await self._changed.wait()
+                # One deadline for all that is read until it passes: a deadline a frame costs as much as one.
+                with trio.move_on_after(_GUEST_CHECK_S):
+                    await self._read_until_closed()
+                if self._ledger.state is not HoldState.DISCARDED:
+                    self._wiring.check_guest()
         except trio.ClosedResourceError:
             assert self._closed, "the hold's descriptor was closed by somebody else"
         finally:
             self._running = False
 
     # --- frames come ----------------------------------------------------------------------------
+
+    async def _read_until_closed(self) -> None:
+        while not self._closed:
+            if self._may_read():
+                await trio.lowlevel.wait_readable(self._wiring.hold_fileno())
+                if self._may_read():
+                    self._drain(TURN_FRAMES, within_limit=True)
+                    self._tell_pressure()
+            else:
+                await self._changed.wait()
 
     def _may_read(self) -> bool:
         match self._ledger.state:

@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 from typing import cast
 
-from netbuf import GuestTap
+from netbuf import GuestTap, InterfaceVanishedError
 
 # From Linux asm-generic/socket.h; Python's socket module doesn't have it.
 _SO_SNDBUFFORCE = 32
@@ -37,6 +37,7 @@ class FakeWiring:
             with suppress(PermissionError):
                 end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 20)
         self.room: int | None = None
+        self.guest_is_gone = False
 
     def hold_fileno(self) -> int:
         return self.hold.fileno()
@@ -53,6 +54,10 @@ class FakeWiring:
 
     def cut_outlet(self) -> None:
         self.outlet.close()
+
+    def check_guest(self) -> None:
+        if self.guest_is_gone:
+            raise InterfaceVanishedError("the guest tap 'rl0g' is gone; end its hold")
 
     def undelivered(self) -> int:
         return 0

@@ -13,6 +13,7 @@ import trio.testing
 from netbuf.errors import (
     AnnounceError,
     HoldError,
+    InterfaceVanishedError,
     OpenError,
     ReleaseError,
     SealError,
@@ -41,6 +42,7 @@ class FakeWiring:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.outlet_up = False
         self.lost_items = 0
+        self.guest_is_gone = False
 
     def hold_fileno(self) -> int:
         return self.hold.fileno()
@@ -54,6 +56,10 @@ class FakeWiring:
     def cut_outlet(self) -> None:
         self.outlet_up = False
         self.outlet.close()
+
+    def check_guest(self) -> None:
+        if self.guest_is_gone:
+            raise InterfaceVanishedError("the guest tap 'rl0g' is gone; end its hold")
 
     def undelivered(self) -> int:
         return self.lost_items
@@ -406,6 +412,41 @@ async def test_close_ends_run_wherever_it_waits(wiring: FakeWiring, state: str) 
             hold.close()
     hold.close()
     assert hold.statistics().state is HoldState.DISCARDED
+
+
+async def test_a_guest_tap_that_vanishes_ends_run_though_it_hears_nothing_of_it(
+    wiring: FakeWiring, autojump_clock: trio.testing.MockClock
+) -> None:
+    """At the limit, where it doesn't read, as well; what is held may still leave."""
+
+    async def vanish() -> None:
+        await trio.sleep(10)
+        wiring.guest_is_gone = True
+
+    for limit_bytes in (1 << 20, FRAME_BYTES):
+        wiring.guest_is_gone = False
+        hold = make(wiring, limit_bytes=limit_bytes)
+        hold.hold(1)
+        wiring.emit(*numbered(0, 2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vanish)
+            with pytest.raises(InterfaceVanishedError, match="'rl0g' is gone"):
+                await hold.run()
+        hold.seal(1)
+        await hold.release(1)
+        assert wiring.received() == numbered(0, 2)
+
+
+async def test_a_discarded_hold_may_outlive_its_guest(
+    wiring: FakeWiring, autojump_clock: trio.testing.MockClock
+) -> None:
+    hold = make(wiring)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.discard()
+        wiring.guest_is_gone = True
+        await trio.sleep(10)
+        hold.close()
 
 
 async def test_the_depth_is_the_one_asked_for(wiring: FakeWiring) -> None:
