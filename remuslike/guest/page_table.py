@@ -26,7 +26,7 @@ _ENTRY_BYTES = 8
 _CLEAR_SOFT_DIRTY = b"4"
 
 # A thread of QEMU stops when it leaves the kernel, in some 0.1 ms; one that waits for a slow disk may not for
-# seconds. Heartbeats wait with us: 20 ms at most. In looks, since a clock goes on when nobody runs.
+# seconds. Heartbeats wait with us, so some 20 ms at most; in looks, since a clock goes on when nobody runs.
 _STOP_LOOKS_MAX = 200
 _STOP_LOOK_S = 50e-6
 
