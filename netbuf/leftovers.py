@@ -82,7 +82,7 @@ def clear(network: Network, guest: str, hold: str) -> None:
     if strangers:
         raise NameClashError(
             f"{guest!r} is redirected to interface {min(strangers)}, which is no leftover; "
-            f"end who holds it, or create a new guest tap"
+            f"end who holds it (if that one is dead: python -m netbuf clean), or create a new guest tap"
         )
     network.down(guest)
     network.part(guest)
