@@ -18,7 +18,9 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+import trio
 from pyroute2 import IPRoute
 
 from netbuf import GuestTap
@@ -63,18 +65,68 @@ class Counters:
     received_bytes: int
 
 
+class Guest(Protocol):
+    """A guest on the LAN; `tap` is where a bare port or a hold begins.
+
+    `process` moves its frames, and reports call it `part`. Of one that `shares_kernel` the programs are
+    processes of this machine; of another they are within `process`.
+    """
+
+    @property
+    def tap(self) -> GuestTap: ...
+    @property
+    def process(self) -> int: ...
+    @property
+    def part(self) -> str: ...
+    @property
+    def shares_kernel(self) -> bool: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def mac(self) -> str: ...
+
+    async def ready(self) -> None:
+        """Return when it can run commands; its tap must be up. Raises MeasurementError."""
+        ...
+
+    async def run(self, *arguments: str) -> str:
+        """What a command prints inside. Raises MeasurementError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class SyntheticGuest:
-    """A guest whose kernel is this machine's. `tap` is where a bare port or a hold begins."""
+class Place:
+    """What a guest to come finds on the LAN: a tap, down and in no bridge, and its addresses."""
 
     tap: GuestTap
-    relay: int  # process id
     address: str
     mac: str
 
-    def command(self, *arguments: str) -> list[str]:
-        """`arguments` as a command line that runs inside the guest."""
-        return ["nsenter", f"--net=/proc/{self.relay}/ns/net", "--", *arguments]
+
+@dataclass(frozen=True, slots=True)
+class SyntheticGuest:
+    """A guest whose kernel is this machine's."""
+
+    tap: GuestTap
+    process: int
+    address: str
+    mac: str
+    part: str = "relay"
+    shares_kernel: bool = True
+
+    async def ready(self) -> None:
+        """It is from the beginning."""
+
+    async def run(self, *arguments: str) -> str:
+        """What a command prints, whatever its exit status."""
+        finished = await trio.run_process(
+            self.inside(*arguments), capture_stdout=True, check=False, stdin=subprocess.DEVNULL
+        )
+        return finished.stdout.decode(errors="replace")
+
+    def inside(self, *arguments: str) -> list[str]:
+        """`arguments` as a command line that runs in the guest's namespace."""
+        return ["nsenter", f"--net=/proc/{self.process}/ns/net", "--", *arguments]
 
 
 class Lan:
@@ -107,30 +159,34 @@ class Lan:
     ) -> None:
         self._stack.close()
 
-    def add_guest(self) -> SyntheticGuest:
-        """Another guest, up, with an address on the LAN; its tap is down and in no bridge.
-
-        Raises MeasurementError, `netbuf.NetbufError`.
-        """
+    def new_place(self) -> Place:
+        """For one more guest. Raises `netbuf.NetbufError`."""
         self._guests += 1
         tap = GuestTap.create(f"rl{self._guests}")
         self._stack.callback(tap.close)
-        inside = Tap(f"eth{self._guests}", vnet_header=True)
-        address, mac = f"10.111.0.{1 + self._guests}", _GUEST_MAC.format(self._guests)
+        return Place(tap, f"10.111.0.{1 + self._guests}", _GUEST_MAC.format(self._guests))
+
+    def add_synthetic_guest(self) -> SyntheticGuest:
+        """Another guest, up inside; its tap is down and in no bridge.
+
+        Raises MeasurementError, `netbuf.NetbufError`.
+        """
+        place = self.new_place()
+        nic = Tap(f"eth{self._guests}", vnet_header=True)
         try:
-            relay = self._start_relay(tap.fileno(), inside.fileno())
-            guest = SyntheticGuest(tap, relay, address, mac)
-            self._netlink.link("set", index=self.network.index(inside.name), net_ns_pid=relay)
+            relay = self._start_relay(place.tap.fileno(), nic.fileno())
+            guest = SyntheticGuest(place.tap, relay, place.address, place.mac)
+            self._netlink.link("set", index=self.network.index(nic.name), net_ns_pid=relay)
             for line in (
-                f"ip link set {inside.name} addrgenmode none address {mac} mtu {MTU_BYTES} up",
-                f"ip address add {address}/{PREFIX_LENGTH} dev {inside.name}",
+                f"ip link set {nic.name} addrgenmode none address {place.mac} mtu {MTU_BYTES} up",
+                f"ip address add {place.address}/{PREFIX_LENGTH} dev {nic.name}",
             ):
-                run_briefly(guest.command(*line.split()))
+                run_briefly(guest.inside(*line.split()))
         finally:
-            inside.close()  # the relay has the descriptor
+            nic.close()  # the relay has the descriptor
         return guest
 
-    def join_bare(self, guest: SyntheticGuest) -> None:
+    def join_bare(self, guest: Guest) -> None:
         """Make the guest's tap a port of the bridge with nothing in between: the baseline."""
         self.network.quieten(guest.tap.name, mtu_bytes=MTU_BYTES)
         self.network.enslave(guest.tap.name, self.network.bridge(BRIDGE))

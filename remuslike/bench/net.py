@@ -1,8 +1,9 @@
 """`remuslike bench net`: what holding the guest's frames costs, against a bare tap in the same run.
 
-The guest is synthetic (see `lan`): its TCP is this kernel's, which is faster than any guest and so hides less
-of what a hold costs, and it needs no QEMU, so the plug can be measured in the kernel lab. All settings stand
-side by side in one private network namespace and are measured in turns.
+Two kinds of guests send and receive. A real one, under QEMU, is what a hold is for. A synthetic one (see
+`lan`) has this kernel's own TCP, which is faster than any guest, so it hides less of what a hold costs; and
+it needs no QEMU, so the plug can be measured in the kernel lab. All settings stand side by side in one
+private network namespace and are measured in turns.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from netbuf import Hold, HostError, Pressure, choose, make_hold
+from netbuf import Backend, Hold, HostError, Pressure, Wish, choose, make_hold
 from remuslike.bench import sealing, traffic
 from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
-from remuslike.bench.lan import BRIDGE, Lan, SyntheticGuest, enter_private_network
+from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
+from remuslike.bench.machine import start_qemu_guest
 from remuslike.bench.view import View
+from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
 LIMIT_BYTES = 64 << 20
 """Of each hold, as the daemons' configuration has it by default."""
@@ -35,16 +38,28 @@ _REALTIME_PRIORITY = 1  # as a daemon's event loop runs, so that what holds is s
 
 TOOLS = {"iperf3": "iperf3", "ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux"}
 
+PARTS = ("tcp", "udp", "seal")
+"""What can be measured by itself."""
+
+Machine = tuple[GuestImage, Accelerator]
+
 BARE, HIGH_LEVEL = "bare", "pyroute2"
 TCP_OUT, TCP_IN, UDP_OUT = "tcp_out", "tcp_in", "udp_out"
+QEMU_OUT, QEMU_IN = "tcp_out_qemu", "tcp_in_qemu"
 SEAL_RELEASE, MESSAGES = "seal_release", "seal_release_messages"
 
-_TCP = Wanted(Of.RATIO, at_least=0.9)
+_TCP = dict.fromkeys(("tap", "plug"), Wanted(Of.RATIO, at_least=0.9))
 MEASURES = (
-    Measure(TCP_OUT, "TCP, guest to host", "Gbit/s", BARE, {"tap": _TCP, "plug": _TCP}),
-    Measure(TCP_IN, "TCP, host to guest", "Gbit/s", BARE, {"tap": _TCP, "plug": _TCP}),
+    Measure(QEMU_OUT, "TCP, QEMU guest to host", "Gbit/s", BARE, _TCP),
+    Measure(QEMU_IN, "TCP, host to QEMU guest", "Gbit/s", BARE, _TCP),
+    Measure(TCP_OUT, "TCP, synthetic guest to host", "Gbit/s", BARE, _TCP),
+    Measure(TCP_IN, "TCP, host to synthetic guest", "Gbit/s", BARE, _TCP),
     Measure(
-        UDP_OUT, "UDP of 64 bytes, guest to host", "frames/s", BARE, {"plug": Wanted(Of.RATIO, at_least=0.8)}
+        UDP_OUT,
+        "64-byte UDP, synthetic guest to host",
+        "frames/s",
+        BARE,
+        {"plug": Wanted(Of.RATIO, at_least=0.8)},
     ),
     Measure(
         SEAL_RELEASE,
@@ -66,10 +81,13 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class NetOptions:
-    """One invocation. Each sample of traffic takes `seconds`, each setting gives `repeat` of them."""
+    """One invocation. Each sample of traffic takes `seconds`, each setting gives `repeat` of them.
+    With `qemu` a real guest is measured, too, where one can be. `parts` are some of PARTS."""
 
     seconds: int = 2
     repeat: int = 5
+    qemu: bool = True
+    parts: tuple[str, ...] = PARTS
     json_path: Path | None = None
 
     def check(self) -> None:
@@ -81,14 +99,27 @@ class NetOptions:
 class Subject:
     """A guest and what stands between it and the bridge; without a hold its tap is a bare port."""
 
-    def __init__(self, name: str, guest: SyntheticGuest, hold: Hold | None) -> None:
+    def __init__(self, name: str, guest: Guest, hold: Hold | None, measures: tuple[str, str]) -> None:
+        """`measures` are those of TCP from the guest and to it."""
         self.name = name
         self.guest = guest
         self.hold = hold
+        self.measures = measures
         self._epoch = 1
         self._filling = trio.Event()
         if hold is not None:
             hold.on_pressure(self._fills)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Within the block the hold is open; outside, nothing of it runs beside another's measurement."""
+        async with trio.open_nursery() as nursery:
+            if self.hold is not None:
+                await nursery.start(self.hold.run)
+                await self.hold.open()
+            await self.guest.ready()
+            yield
+            nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def holding(self, every_s: float) -> AsyncIterator[None]:
@@ -127,59 +158,77 @@ class Subject:
 class NetBench:
     """The settings, side by side on one LAN, and the samples taken of them."""
 
-    def __init__(self, lan: Lan, options: NetOptions, view: View, stack: ExitStack) -> None:
-        """Prepares all; a hold that this kernel can't do is named in `skipped`."""
+    def __init__(
+        self, lan: Lan, options: NetOptions, view: View, stack: ExitStack, machine: Machine | str
+    ) -> None:
+        """Prepares all. What can't be done here is named in `skipped`; `machine` may be a reason for it."""
         self._options = options
         self._view = view
         self.samples: list[Sample] = []
         self.skipped: dict[str, str] = {}
-        bare = lan.add_guest()
-        lan.join_bare(bare)
-        self._subjects = [Subject(BARE, bare, None)]
+        if isinstance(machine, str):
+            self.skipped["QEMU guest"] = machine
+        holds = self._possible_holds()
+        self._subjects: list[Subject] = []
+        for name in (BARE, *holds):
+            guests: list[tuple[Guest, tuple[str, str]]] = [(lan.add_synthetic_guest(), (TCP_OUT, TCP_IN))]
+            if not isinstance(machine, str):
+                guests.append((start_qemu_guest(lan, *machine), (QEMU_OUT, QEMU_IN)))
+            for guest, measures in guests:
+                hold = None
+                if name == BARE:
+                    lan.join_bare(guest)
+                else:
+                    made = make_hold(holds[name], guest.tap, BRIDGE, LIMIT_BYTES, _DEPTH)
+                    hold = stack.enter_context(closing(made))
+                self._subjects.append(Subject(name, guest, hold, measures))
         self._high_level: sealing.HighLevelPlug | None = None
-        for wish in ("tap", "plug"):
+        if Backend.PLUG in holds.values():
+            self._high_level = stack.enter_context(closing(sealing.HighLevelPlug()))
+
+    def _possible_holds(self) -> dict[str, Backend]:
+        holds: dict[str, Backend] = {}
+        wishes: tuple[Wish, ...] = ("tap", "plug")
+        for wish in wishes:
             try:
-                choice = choose(wish, LIMIT_BYTES)
+                holds[wish] = choose(wish, LIMIT_BYTES).backend
             except HostError as error:
                 self.skipped[wish] = str(error)
-                continue
-            guest = lan.add_guest()
-            hold = stack.enter_context(
-                closing(make_hold(choice.backend, guest.tap, BRIDGE, LIMIT_BYTES, _DEPTH))
-            )
-            self._subjects.append(Subject(wish, guest, hold))
-            if wish == "plug":
-                self._high_level = stack.enter_context(closing(sealing.HighLevelPlug()))
+        return holds
 
     async def run(self) -> None:
         """Take all samples. Raises MeasurementError, `netbuf.NetbufError`."""
-        async with trio.open_nursery() as nursery:
-            for subject in self._subjects:
-                if subject.hold is not None:
-                    await nursery.start(subject.hold.run)
-                    await subject.hold.open()
-            for number in range(1, self._options.repeat + 1):
-                await self._round(number)
-            nursery.cancel_scope.cancel()
+        for subject in self._subjects:
+            async with subject.at_work():
+                pass  # so that no guest boots beside a measurement
+        for number in range(1, self._options.repeat + 1):
+            # They take turns at being the first of a round, too.
+            first = (number - 1) % len(self._subjects)
+            for subject in self._subjects[first:] + self._subjects[:first]:
+                async with subject.at_work():
+                    await self._turn(number, subject)
+            if self._high_level is not None and "seal" in self._options.parts:
+                self._note(Sample(SEAL_RELEASE, HIGH_LEVEL, number, self._high_level.time_pairs()))
+                self._note(Sample(MESSAGES, HIGH_LEVEL, number, self._high_level.count_pairs()))
 
-    async def _round(self, number: int) -> None:
-        # They take turns at being the first of a round, too.
-        first = (number - 1) % len(self._subjects)
-        for subject in self._subjects[first:] + self._subjects[:first]:
-            await self._traffic(number, subject, subject.name)
+    async def _turn(self, number: int, subject: Subject) -> None:
+        parts = self._options.parts
+        if "tcp" in parts:
+            await self._tcp(number, subject, subject.name)
+        if "udp" in parts and subject.guest.shares_kernel:
             await self._udp(number, subject)
-            if subject.hold is not None:
-                async with subject.holding(EPOCH_MS / 1e3):
-                    await self._traffic(number, subject, f"{subject.name}, {EPOCH_MS:g} ms epochs")
-                microseconds, messages = await subject.seal_and_release()
-                self._note(Sample(SEAL_RELEASE, subject.name, number, microseconds))
-                self._note(Sample(MESSAGES, subject.name, number, messages))
-        if self._high_level is not None:
-            self._note(Sample(SEAL_RELEASE, HIGH_LEVEL, number, self._high_level.time_pairs()))
-            self._note(Sample(MESSAGES, HIGH_LEVEL, number, self._high_level.count_pairs()))
+        if subject.hold is None:
+            return
+        if "tcp" in parts:
+            async with subject.holding(EPOCH_MS / 1e3):
+                await self._tcp(number, subject, f"{subject.name}, {EPOCH_MS:g} ms epochs")
+        if "seal" in parts and subject.guest.shares_kernel:  # and so says nothing by itself
+            microseconds, messages = await subject.seal_and_release()
+            self._note(Sample(SEAL_RELEASE, subject.name, number, microseconds))
+            self._note(Sample(MESSAGES, subject.name, number, messages))
 
-    async def _traffic(self, number: int, subject: Subject, setting: str) -> None:
-        for measure, to_guest in ((TCP_OUT, False), (TCP_IN, True)):
+    async def _tcp(self, number: int, subject: Subject, setting: str) -> None:
+        for measure, to_guest in zip(subject.measures, (False, True), strict=True):
             found = await traffic.measure_tcp(subject.guest, self._options.seconds, to_guest=to_guest)
             self._note(Sample(measure, setting, number, found.gbit_per_s, found.cores))
 
@@ -202,16 +251,22 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
     _check_environment()
     environment = record_environment()
     view = View(console, MEASURES)
+    machine = _machine(options, view, emulated=environment.emulated)
     enter_private_network()
     with ExitStack() as stack:
         lan = stack.enter_context(Lan())
-        bench = NetBench(lan, options, view, stack)
+        bench = NetBench(lan, options, view, stack, machine)
         with _as_a_daemon():
             trio.run(_first_cause, bench)
     report = Report(
         benchmark="net",
         environment=asdict(environment),
-        options={"seconds": options.seconds, "repeat": options.repeat, "epoch_ms": EPOCH_MS},
+        options={
+            "seconds": options.seconds,
+            "repeat": options.repeat,
+            "parts": options.parts,
+            "epoch_ms": EPOCH_MS,
+        },
         measures=MEASURES,
         skipped=bench.skipped,
         samples=bench.samples,
@@ -221,6 +276,18 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
     if options.json_path is not None:
         _write_json(options.json_path, report)
     return report
+
+
+def _machine(options: NetOptions, view: View, *, emulated: bool) -> Machine | str:
+    """What a real guest runs as, or why there is none. May build the image, which needs a network."""
+    if not options.qemu:
+        return "not asked for"
+    if emulated:
+        return "this processor is emulated already: a guest would not boot in time"
+    if shutil.which("qemu-system-x86_64") is None:
+        return "qemu-system-x86_64 isn't installed; install it with: apt-get install qemu-system-x86"
+    image = build_image(progress=view.say)
+    return image, probe_accelerator(image)
 
 
 async def _first_cause(bench: NetBench) -> None:

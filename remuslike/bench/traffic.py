@@ -18,7 +18,7 @@ import trio
 
 from netbuf.tap import VNET_HEADER_BYTES
 from remuslike.bench.errors import MeasurementError
-from remuslike.bench.lan import BRIDGE, HOST_ADDRESS, HOST_MAC, SyntheticGuest, counters
+from remuslike.bench.lan import BRIDGE, HOST_ADDRESS, HOST_MAC, Guest, counters
 
 TCP_PORT = 5201
 UDP_PORT = 9  # discard (RFC 863)
@@ -68,25 +68,29 @@ class Throughput:
     cores: dict[str, float]
 
 
-async def measure_tcp(guest: SyntheticGuest, seconds: int, *, to_guest: bool) -> Throughput:
+async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool) -> Throughput:
     """One connection at full speed, from the guest or `to_guest`. Raises MeasurementError."""
     to_host = ["--port", str(TCP_PORT), "--interval", "0"]
     # A server for each connection: one for all may still be ending the last when the next comes.
     server = ["iperf3", "--server", "--one-off", "--bind", HOST_ADDRESS, *to_host]
     server += ["--idle-timeout", str(round(_PATIENCE_S))]
-    client = guest.command("iperf3", "--client", HOST_ADDRESS, *to_host, "--time", str(seconds), "--json")
+    client = ["iperf3", "--client", HOST_ADDRESS, *to_host, "--time", str(seconds), "--json"]
     client += ["--reverse"] if to_guest else []
     with trio.move_on_after(seconds + _PATIENCE_S) as patience:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_run, server)
+            start = partial(trio.run_process, check=False, stdin=subprocess.DEVNULL)
+            nursery.start_soon(partial(start, server, stdout=subprocess.DEVNULL))
             await _until(_listening)
-            with usage(hold=0, relay=guest.relay) as used:
-                found = read_iperf3(await _run(client))
+            with usage(hold=0, **{guest.part: guest.process}) as used:
+                found = read_iperf3(await guest.run(*client))
     if patience.cancelled_caught:
         limit_s = seconds + _PATIENCE_S
         raise MeasurementError(f"iperf3 isn't done after {limit_s:g} s: does anything get through?")
-    ends = ("receiver", "sender") if to_guest else ("sender", "receiver")
-    return Throughput(found.gbit_per_s, used.cores | dict(zip(ends, found.cores.values(), strict=True)))
+    inside, outside = ("receiver", "sender") if to_guest else ("sender", "receiver")
+    ends = {outside: found.cores["server"]}
+    if guest.shares_kernel:
+        ends[inside] = found.cores["client"]
+    return Throughput(found.gbit_per_s, used.cores | ends)
 
 
 def _listening() -> bool:
@@ -116,13 +120,6 @@ def read_iperf3(output: str) -> Throughput:
         ) from error
 
 
-async def _run(command: list[str]) -> str:
-    """What `command` prints, whatever its exit status: iperf3 tells its errors there, too."""
-    # No check: a client that ended with an error has said so in its JSON.
-    finished = await trio.run_process(command, capture_stdout=True, check=False, stdin=subprocess.DEVNULL)
-    return finished.stdout.decode(errors="replace")
-
-
 # --- UDP ----------------------------------------------------------------------------------------
 
 
@@ -135,7 +132,7 @@ class FrameRate:
     cores: dict[str, float]
 
 
-def udp_frame(guest: SyntheticGuest, to_mac: str = HOST_MAC) -> bytes:
+def udp_frame(guest: Guest, to_mac: str = HOST_MAC) -> bytes:
     """A UDP datagram of UDP_PAYLOAD_BYTES to the host, in an Ethernet frame behind an empty vnet header."""
     udp = struct.pack(">HHHH", UDP_PORT, UDP_PORT, 8 + UDP_PAYLOAD_BYTES, 0) + bytes(UDP_PAYLOAD_BYTES)
     ip = struct.pack(
@@ -160,7 +157,7 @@ def _address(dotted: str) -> bytes:
     return bytes(int(octet) for octet in dotted.split("."))
 
 
-async def measure_udp(guest: SyntheticGuest, seconds: float) -> FrameRate:
+async def measure_udp(guest: Guest, seconds: float) -> FrameRate:
     """The guest's tap is written as fast as can be; frames count where the bridge gives them to the host.
 
     Nobody reads the host's socket, so that the measurement ends at the bridge. Raises MeasurementError.
@@ -190,7 +187,7 @@ async def measure_udp(guest: SyntheticGuest, seconds: float) -> FrameRate:
     )
 
 
-async def _wait_for_flood(guest: SyntheticGuest) -> None:
+async def _wait_for_flood(guest: Guest) -> None:
     before = counters(guest.tap.name).received_frames
     with trio.move_on_after(_PATIENCE_S) as patience:
         await _until(lambda: counters(guest.tap.name).received_frames > before)

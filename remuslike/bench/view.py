@@ -11,7 +11,7 @@ from rich.text import Text
 
 from remuslike.bench.figures import Figure, Measure, Report, Sample
 
-PLAIN_WIDTH = 130
+PLAIN_WIDTH = 150
 """Columns where there is no terminal: a table is not to be cut for a file's sake."""
 
 
@@ -27,7 +27,7 @@ class View:
     def sample(self, sample: Sample, rounds: int) -> None:
         """One value has been measured."""
         measure = self._measures[sample.measure]
-        self._say(
+        self.say(
             f"round {sample.round} of {rounds}: {measure.title}, {sample.setting}: "
             f"{_number(sample.value)} {measure.unit}{_cores(sample.cores)}"
         )
@@ -37,9 +37,8 @@ class View:
         table = Table(title=f"remuslike bench {report.benchmark}", title_justify="left")
         table.add_column("measured", no_wrap=True)
         table.add_column("setting", no_wrap=True)
-        for name in ("median", "unit", "ratio", "(range)", "wanted"):
-            table.add_column(name, justify="left" if name == "unit" else "right")
-        table.add_column("processors (hold)", justify="right")
+        for name in ("median", "ratio (lowest to highest)", "wanted", "processors (hold)"):
+            table.add_column(name, justify="right")
         for name, figures in groupby(report.figures, key=lambda figure: figure.measure):
             title = self._measures[name].title
             for figure in figures:
@@ -48,25 +47,25 @@ class View:
             table.add_section()
         self.console.print(table)
         for setting, reason in report.skipped.items():
-            self._say(f"{setting} was skipped: {reason}")
+            self.say(f"{setting} was skipped: {reason}")
         if not report.timely:
-            self._say("The processor is emulated: compare ratios only, times mean nothing.")
+            self.say("The processor is emulated: compare ratios only, times mean nothing.")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line that stays."""
         self.console.print(Text(line), soft_wrap=True)
 
 
 def _cells(figure: Figure) -> list[Text]:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.3f}"
-    spread = "" if figure.ratio is None else f"({figure.ratio_min:.3f} to {figure.ratio_max:.3f})"
+    ratio = ""
+    if figure.ratio is not None:
+        ratio = f"{figure.ratio:.3f} ({figure.ratio_min:.3f} to {figure.ratio_max:.3f})"
     style = {True: "green", False: "bold red", None: ""}[figure.met]
     verdict = {True: " met", False: " missed", None: " can't tell" if figure.wanted else ""}[figure.met]
     return [
         Text(figure.setting),
-        Text(_number(figure.median)),
-        Text(figure.unit),
+        Text(f"{_number(figure.median)} {figure.unit}"),
         Text(ratio, style=style),
-        Text(spread),
         Text((figure.wanted or "") + verdict, style=style),
         Text(_taken(figure.cores)),
     ]

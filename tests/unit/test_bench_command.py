@@ -33,8 +33,10 @@ def test_defaults_are_those_of_the_options(asked: list[NetOptions]) -> None:
 
 
 def test_every_option_arrives(asked: list[NetOptions]) -> None:
-    CliRunner().invoke(bench, "net --seconds 3 --repeat 7 --json out.json".split())
-    assert asked == [NetOptions(3, 7, Path("out.json"))]
+    CliRunner().invoke(
+        bench, "net --seconds 3 --repeat 7 --no-qemu --json out.json --part seal --part udp".split()
+    )
+    assert asked == [NetOptions(3, 7, False, ("seal", "udp"), Path("out.json"))]
 
 
 @pytest.mark.parametrize("line", ["net --seconds 0", "net --repeat 0", "net --seconds x", "net --json /"])

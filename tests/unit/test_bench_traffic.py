@@ -14,12 +14,12 @@ import pytest
 
 from netbuf.tap import VNET_HEADER_BYTES
 from remuslike.bench.errors import MeasurementError
-from remuslike.bench.lan import HOST_ADDRESS, HOST_MAC, SyntheticGuest, counters
+from remuslike.bench.lan import HOST_ADDRESS, HOST_MAC, Guest, counters
 from remuslike.bench.relay import relay
 from remuslike.bench.sealing import netlink_messages
 from remuslike.bench.traffic import checksum, read_iperf3, udp_frame, usage
 
-GUEST = cast(SyntheticGuest, SimpleNamespace(address="10.111.0.2", mac="52:54:00:6f:00:01"))
+GUEST = cast(Guest, SimpleNamespace(address="10.111.0.2", mac="52:54:00:6f:00:01"))
 END: dict[str, Any] = {
     "sum_received": {"bits_per_second": 16.2e9},
     "cpu_utilization_percent": {"host_total": 67.2, "remote_total": 32.0},
