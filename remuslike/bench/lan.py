@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 
 from netbuf import GuestTap
 from netbuf.redirect import Network
-from netbuf.tap import Tap
+from netbuf.tap import FRAME_BYTES_MAX, Tap
 from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
 
 BRIDGE = "br0"
@@ -205,7 +205,7 @@ class Lan:
         return process
 
     def _start_relay(self, tap: int, inside: int) -> int:
-        module = [sys.executable, "-m", "remuslike.bench.relay", str(tap), str(inside)]
+        module = [sys.executable, "-m", "remuslike.bench.relay", str(tap), str(inside), str(FRAME_BYTES_MAX)]
         process = self.start(["unshare", "--net", "--", *module], descriptors=(tap, inside))
         ours = Path("/proc/self/ns/net").readlink()
         wait_until(

@@ -4,7 +4,8 @@
 
 It does what QEMU's virtio-net does, one read and one write a frame. Both taps have a vnet header of the same
 length, so a GSO frame of up to 64 KiB passes whole and the guest is the kernel's own TCP. Run as a process of
-its own (`python -m remuslike.bench.relay FD FD`), it ends when its standard input does.
+its own (`python -m remuslike.bench.relay FD FD FRAME_BYTES_MAX`), it ends when its standard input does; it
+imports nothing of ours, which would take seconds on an emulated processor.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import os
 import select
 import sys
 
-from netbuf.tap import FRAME_BYTES_MAX
-
 # Of one side before the other gets its turn: as many as virtio-net takes from a queue at once (tx_burst).
 _TURN_FRAMES = 256
 
 
-def relay(one: int, other: int, until: int) -> None:
+def relay(one: int, other: int, until: int, frame_bytes_max: int) -> None:
     """Move frames both ways, in order, until `until` has something to read or is closed.
 
-    `one` and `other` are non-blocking descriptors of taps.
+    `one` and `other` are non-blocking descriptors of taps; longer frames than `frame_bytes_max`, vnet header
+    included, would be cut short.
     """
-    buffers = (memoryview(bytearray(FRAME_BYTES_MAX)),)
+    buffers = (memoryview(bytearray(frame_bytes_max)),)
     targets = {one: other, other: one}
     poll = select.epoll()
     for descriptor in (one, other, until):
@@ -51,4 +51,4 @@ def _move(source: int, target: int, buffers: tuple[memoryview]) -> None:
 
 
 if __name__ == "__main__":
-    relay(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.fileno())
+    relay(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.fileno(), int(sys.argv[3]))

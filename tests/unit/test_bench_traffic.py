@@ -70,7 +70,7 @@ def test_the_relay_moves_frames_both_ways_in_order_and_whole_until_it_is_told() 
     for end in (one, other):
         end.setblocking(False)
     with lan, one, guest, other:
-        moving = threading.Thread(target=relay, args=(one.fileno(), other.fileno(), until))
+        moving = threading.Thread(target=relay, args=(one.fileno(), other.fileno(), until, 1 << 17))
         moving.start()
         try:
             frames = [bytes([number]) * (1 + number * 997) for number in range(60)]
