@@ -25,9 +25,9 @@ from remuslike.image import ECHO_LOG, ECHO_PORT, LEASE_FILE
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What clients ask for: five echoes to an epoch, so that a host that dies has given some
-    answers that are not out yet, and leases as often as dnsmasq manages when it has given hundreds. Of these, each
-    second one is to come without an offer, or every one if `offers` is false."""
+    """What clients ask for: five echoes to an epoch, so that a host that dies has given some answers that are
+    not out yet, and leases as often as dnsmasq manages when it has given hundreds. Of these, each second one
+    is to come without an offer, or every one if `offers` is false."""
 
     echoes_per_s: float = 200
     leases_per_s: float = 10
