@@ -153,7 +153,7 @@ def _tap_status(network: Network, guest: Link, by: Link) -> HoldStatus:
     """The TAP is there as long as its process is, so it is in use."""
     refused = None
     with suppress(NetbufError):
-        refused = network.undelivered(guest.index, Hook.INGRESS)
+        refused = network.undelivered(guest.index, Hook.INGRESS).items
     about = f"netbuf: holds what {guest.name} sends"
     return HoldStatus(by.name, Backend.TAP, about, in_use=True, refused_items=refused)
 
