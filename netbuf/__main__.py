@@ -7,30 +7,34 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 import click
 import trio
 
 from netbuf.choice import Hold, Wish, choose, make_hold
 from netbuf.errors import NameClashError, NetbufError
-from netbuf.leftovers import HoldLock, attach, clean, is_hold
+from netbuf.ledger import Backend
+from netbuf.leftovers import HoldLock, attach, clean, is_hold, tap_holds
 from netbuf.plugqueue import PlugQueue
-from netbuf.redirect import Network
+from netbuf.redirect import Hook, Link, Network
 from netbuf.sizing import limit_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class HoldStatus:
-    """One plug of this package in the current network namespace; figures are None if it is none any more."""
+    """One hold in the current network namespace. A figure is None if only the holder knows it, which is so of
+    what a tap hold has in its own memory, or if the interface is no plug any more."""
 
     hold: str
+    backend: Backend
     about: str
     in_use: bool
-    waiting_items: int | None
-    waiting_bytes: int | None
-    refused_items: int | None
-    left_items: int | None
+    waiting_items: int | None = None
+    waiting_bytes: int | None = None
+    refused_items: int | None = None
+    left_items: int | None = None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -95,12 +99,18 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 @cli.command()
 def status() -> None:
-    """One line of JSON for each plug: whether somebody holds it, what waits in it, what was lost."""
+    """One line of JSON for each hold here: whether somebody holds by it, what waits in it, what was lost.
+
+    A tap hold keeps its frames in the memory of its process, so how many wait there is null: that process
+    tells it (the daemons in their status, `hold` at its end).
+    """
     network = Network()
     try:
         for link in network.links():
             if is_hold(link):
-                click.echo(json.dumps(asdict(_status(link.name, link.index, link.alias))))
+                click.echo(json.dumps(asdict(_plug_status(link))))
+        for guest, by in tap_holds(network):
+            click.echo(json.dumps(asdict(_tap_status(network, guest, by))))
     finally:
         network.close()
 
@@ -116,22 +126,36 @@ def clean_command() -> None:
         network.close()
 
 
-def _status(name: str, index: int, about: str) -> HoldStatus:
+def _plug_status(plug: Link) -> HoldStatus:
     try:
-        HoldLock(name).close()
+        HoldLock(plug.name).close()
         in_use = False
     except NameClashError:
         in_use = True
-    queue = PlugQueue(name, index)
+    status = HoldStatus(plug.name, Backend.PLUG, plug.alias, in_use)
+    queue = PlugQueue(plug.name, plug.index)
     try:
         waiting, passage = queue.waiting(), queue.passage()
     except NetbufError:
-        return HoldStatus(name, about, in_use, None, None, None, None)
+        return status
     finally:
         queue.close()
-    return HoldStatus(
-        name, about, in_use, waiting.items, waiting.size_bytes, waiting.dropped_items, passage.left_items
+    return replace(
+        status,
+        waiting_items=waiting.items,
+        waiting_bytes=waiting.size_bytes,
+        refused_items=waiting.dropped_items,
+        left_items=passage.left_items,
     )
+
+
+def _tap_status(network: Network, guest: Link, by: Link) -> HoldStatus:
+    """The TAP is there as long as its process is, so it is in use."""
+    refused = None
+    with suppress(NetbufError):
+        refused = network.undelivered(guest.index, Hook.INGRESS).items
+    about = f"netbuf: holds what {guest.name} sends"
+    return HoldStatus(by.name, Backend.TAP, about, in_use=True, refused_items=refused)
 
 
 def main() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 
-from netbuf.errors import MacAddressError
+from netbuf.errors import AnnounceError, MacAddressError
 
 ETH_FRAME_BYTES_MIN = 60  # IEEE 802.3, without the frame check sequence
-ETH_HEADER_BYTES = 14
 
+_ETH_HEADER_BYTES = 14
 _ETH_P_RARP = 0x8035
 _BROADCAST = b"\xff" * 6
 # RFC 903: Ethernet hardware, IPv4 protocol, their address lengths, "request reverse".
@@ -33,3 +34,12 @@ def rarp_frame(mac: str) -> bytes:
     body = _RARP_REQUEST + (station + _NO_ADDRESS) * 2
     frame = _BROADCAST + station + struct.pack(">H", _ETH_P_RARP) + body
     return frame.ljust(ETH_FRAME_BYTES_MIN, b"\0")
+
+
+def check_frames(frames: Sequence[bytes]) -> None:
+    """Raise `AnnounceError` unless each of `frames` has a whole Ethernet header; asked before any is sent."""
+    for frame in frames:
+        if len(frame) < _ETH_HEADER_BYTES:
+            raise AnnounceError(
+                f"a frame of {len(frame)} bytes has no whole Ethernet header; send whole frames"
+            )

@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
-from netbuf.errors import HoldError, LimitError, OpenError, ReleaseError, SealError
+from netbuf.errors import AnnounceError, HoldError, LimitError, OpenError, ReleaseError, SealError
 
 
 class Backend(StrEnum):
@@ -134,11 +134,6 @@ class Ledger:
     def opening(self) -> bool:
         """Whether an opening is under way: the open epoch should not grow meanwhile."""
         return self._opening
-
-    @property
-    def may_announce(self) -> bool:
-        """Whether others may already know of the guest: open, or holding after having been open."""
-        return self._opened_before and self.state in (HoldState.OPEN, HoldState.HOLDING)
 
     def check_hold(self, epoch: int) -> None:
         """Raise `HoldError` unless `hold(epoch)` is allowed now."""
@@ -307,6 +302,11 @@ class Ledger:
         self._sealed.clear()
         self._current = None
         self._told = Pressure.NONE
+
+    def check_announce(self) -> None:
+        """Raise `AnnounceError` unless others may know of the guest: open, or holding after having been."""
+        if not self._opened_before or self.state not in (HoldState.OPEN, HoldState.HOLDING):
+            raise AnnounceError(f"announce() while {self.state} and not yet opened: call open first")
 
     # --- what others ask ------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from netbuf.errors import (
     TapError,
 )
 from netbuf.redirect import HOLD_ADDRESS, Link, Network
-from netbuf.tap import TAP_HOLD_SUFFIX, checked_prefix
+from netbuf.tap import GUEST_SUFFIX, TAP_HOLD_SUFFIX, checked_prefix
 
 HOLD_SUFFIX = "i"
 
@@ -58,6 +58,17 @@ def is_hold(link: Link) -> bool:
     return link.kind == "ifb" and link.address == HOLD_ADDRESS
 
 
+def tap_holds(network: Network) -> list[tuple[Link, Link]]:
+    """The tap holds of living processes here: each guest tap, and the TAP by which it is held."""
+    taps = {link.index: link for link in network.links() if link.kind == "tun"}
+    return [
+        (guest, taps[target])
+        for guest in taps.values()
+        for target in _targets(network, guest)
+        if target in taps and taps[target].name in _tap_hold_names(guest.name)
+    ]
+
+
 def clear(network: Network, guest: str, hold: str) -> None:
     """Remove what a predecessor has left of `hold` and on `guest`, which ends down and in no bridge.
 
@@ -71,7 +82,7 @@ def clear(network: Network, guest: str, hold: str) -> None:
     if strangers:
         raise NameClashError(
             f"{guest!r} is redirected to interface {min(strangers)}, which is no leftover; "
-            f"end who holds it, or create a new guest tap"
+            f"end who holds it (if that one is dead: python -m netbuf clean), or create a new guest tap"
         )
     network.down(guest)
     network.part(guest)
@@ -154,11 +165,21 @@ def _is_leftover(network: Network, link: Link) -> bool:
         except NameClashError:
             return False
         return network.link(link.name + TAP_HOLD_SUFFIX) is None
-    try:
-        targets = network.redirects(link.index)
-    except NetbufError:
-        return False  # somebody else's filters
+    targets = _targets(network, link)
     return bool(targets) and not any(targets)
+
+
+def _targets(network: Network, tap: Link) -> list[int]:
+    """Where it is redirected to; nowhere if what it has are somebody else's filters."""
+    try:
+        return network.redirects(tap.index)
+    except NetbufError:
+        return []
+
+
+def _tap_hold_names(guest: str) -> tuple[str, str]:
+    """After which prefix it is named: a `GuestTap`'s, or an attached tap's own name."""
+    return guest.removesuffix(GUEST_SUFFIX) + TAP_HOLD_SUFFIX, guest + TAP_HOLD_SUFFIX
 
 
 def _put_back(network: Network, link: Link) -> str:

@@ -2,11 +2,14 @@
 
 `PlugHold` satisfies the OutputBuffer contract (DESIGN.md, section 4). The kernel keeps the frames and their
 epochs (net/sched/sch_plug.c); this module tells it when, and `plugmeter` tells the ledger what came of it.
+While it is open the kernel passes frames around the plug, by a gate.
 
 Invariants:
 
 - sch_plug counts two epochs, the open one and the one before. So at most one is sealed (`depth` is 1): a
   second TCQ_PLUG_BUFFER would lose the first count, and a release then let out what nobody acknowledged (P1).
+- The gate opens in `_open_gate` only: while the ledger is open, `run` is running, and every frame that the
+  gate has kept back so far has gone through the plug, or was refused there. So none is overtaken (P5).
 - TCQ_PLUG_RELEASE_ONE is sent in `release` only, TCQ_PLUG_RELEASE_INDEFINITE in `open`, and in `hold` and
   `run` as long as the buffer still is open.
 - What has been released can't be called back: once the kernel was told, `release` and `open` end with its
@@ -23,8 +26,9 @@ from contextlib import contextmanager, suppress
 import structlog
 import trio
 
-from netbuf.announce import ETH_HEADER_BYTES
-from netbuf.errors import AnnounceError, BrokenError, HoldBrokenError, HoldError, NetbufError
+from netbuf.announce import check_frames
+from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError
+from netbuf.gatemeter import GateMeter
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.plugmeter import PlugMeter
 from netbuf.plugwiring import PlugWiring, Plumbing
@@ -41,6 +45,10 @@ _STILL_LOOKS = 3
 
 # A softirq that is starved for so long means that the machine is lost anyway.
 _LOOKS_MAX = 10_000
+
+# The IFB counts a frame as left just before it hands it on, maybe on another processor than the guest's. So
+# long after its count the last frame has reached the bridge.
+_SETTLED_S = 0.001
 
 # Opening to holding, with the guest paused: what it sent before is on its way through two softirqs.
 _PLUG_ROUNDS_MAX = 50
@@ -72,8 +80,13 @@ class PlugHold:
         self._ledger = Ledger(depth=1, limit_bytes=limit_bytes, backend=Backend.PLUG)
         self._plumbing = wire(guest, bridge, kernel_limit_bytes(limit_bytes))
         self._queue = self._plumbing.queue
+        self._gate = self._plumbing.gate
         self._name = guest.name
         self._meter = PlugMeter(self._ledger, guest.name)
+        self._gate_meter = GateMeter(self._ledger, self._gate)
+        self._passing_after: int | None = None  # what the gate is open behind
+        self._settled: tuple[int, float] | None = None  # what it could be opened behind, and since when
+        self._undelivered_items = 0  # of what the gate has kept, as far as we have asked
         self._callbacks: list[Callable[[Pressure], None]] = []
         self._leaving = trio.Lock()  # releases and openings take turns
         self._changed = trio.Event()  # replaced whenever it is set
@@ -102,7 +115,8 @@ class PlugHold:
         if not self._closed and self._ledger.state is not HoldState.DISCARDED:
             with suppress(NetbufError):
                 self._observe()
-        return self._ledger.statistics(dropped_elsewhere_items=self._plumbing.undelivered())
+        self._gate_meter.book()
+        return self._ledger.statistics(dropped_elsewhere_items=self._plumbing.undelivered().items)
 
     def hold(self, epoch: int) -> None:
         """From now on frames belong to `epoch`. Prerequisite: closed or open, guest paused.
@@ -113,6 +127,7 @@ class PlugHold:
         self._ledger.check_hold(epoch)
         with self._cut_if_broken():
             if self._ledger.state is HoldState.OPEN:
+                self._shut_gate()
                 self._plug()
             self._plumbing.join()
             self._ledger.hold(epoch)
@@ -158,6 +173,9 @@ class PlugHold:
     async def open(self) -> None:
         """Let all out that is held, in order; from then on frames pass at once, in both directions.
 
+        The guest may be running: what comes meanwhile stays behind what is held. When nothing is left to
+        overtake, `run` has the kernel pass frames around the plug.
+
         Only under a witness's grant. Raises `OpenError` when discarded, or `BrokenError`. When it is
         cancelled, either nothing has left and the state is what it was, or the buffer is open.
         """
@@ -191,11 +209,8 @@ class PlugHold:
         For frames that only say where the guest now is: see `rarp_frame`. Prerequisite: open, or holding
         after having been open. Raises `AnnounceError`, and then nothing was sent.
         """
-        if not self._ledger.may_announce:
-            raise AnnounceError(f"announce() while {self._ledger.state} and not yet opened: call open first")
-        for frame in frames:
-            if len(frame) < ETH_HEADER_BYTES:
-                raise AnnounceError(f"a frame of {len(frame)} bytes has no whole Ethernet header")
+        self._ledger.check_announce()
+        check_frames(frames)
         for frame in frames:
             try:
                 self._plumbing.announce(frame)
@@ -231,6 +246,7 @@ class PlugHold:
             while not self._closed:
                 if self._ledger.state is not HoldState.DISCARDED:
                     self._observe()
+                    self._open_gate()
                     with self._cut_if_broken():
                         self._plumbing.check_guest()
                 changed = self._changed
@@ -239,6 +255,7 @@ class PlugHold:
         finally:
             self._running = False
             if self._ledger.state is HoldState.OPEN:
+                self._shut_gate()
                 with suppress(NetbufError):
                     self._queue.buffer()
 
@@ -248,6 +265,8 @@ class PlugHold:
                 return poll_s(self._ledger.held_bytes, self._ledger.limit_bytes)
             case HoldState.DISCARDED:
                 return float("inf")
+            case HoldState.OPEN if self._settled and self._passing_after is None:
+                return _SETTLED_S
             case _:
                 return POLL_S_MAX
 
@@ -281,6 +300,30 @@ class PlugHold:
             self._refused_items = items
 
     # --- what the kernel is told ----------------------------------------------------------------
+
+    def _open_gate(self) -> None:
+        """If we may, have the kernel pass what comes, unless it has kept a frame that has not left for long.
+
+        Prerequisite: it was observed just now.
+        """
+        kept_items = self._gate.reading().kept_items
+        if self._ledger.state is not HoldState.OPEN or kept_items == self._passing_after:
+            return
+        self._passing_after = None
+        if kept_items > self._meter.left_items + self._undelivered_items:
+            self._undelivered_items = self._plumbing.undelivered().redirected_items
+        if kept_items != self._meter.left_items + self._undelivered_items:
+            self._settled = None
+        elif self._settled is None or self._settled[0] != kept_items:
+            self._settled = kept_items, trio.current_time()
+        elif trio.current_time() - self._settled[1] >= _SETTLED_S:
+            self._gate.pass_after(kept_items)
+            self._passing_after = kept_items
+
+    def _shut_gate(self) -> None:
+        self._gate.shut()
+        self._gate_meter.book()
+        self._passing_after = self._settled = None
 
     def _plug(self) -> None:
         """From open to holding, behind the last frame that was sent before. Raises `HoldError`: still open.
@@ -332,6 +375,7 @@ class PlugHold:
             raise
 
     def _cut(self) -> None:
+        self._shut_gate()
         self._plumbing.cut()
         self._ledger.discard()
         self._wake()

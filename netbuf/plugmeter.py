@@ -29,6 +29,11 @@ class PlugMeter:
         self._lost_items = 0
         self._late = 0
 
+    @property
+    def left_items(self) -> int:
+        """How many outputs have left so far, as far as they are booked."""
+        return self._left_items
+
     def observe(self, passage: PassageReading, queue: QueueReading) -> None:
         """Book what the two say, `passage` read before `queue`. Raises `HoldBrokenError`."""
         left = passage.left_items - self._left_items

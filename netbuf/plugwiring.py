@@ -1,6 +1,7 @@
-"""The interfaces of a plug hold and the redirect between them.
+"""The interfaces of a plug hold, the redirect between them and the gate before it.
 
     guest tap --ingress redirect--> IFB, its root a plug --as if just received--> guest tap, a bridge port
+    guest tap --gate, while open--> as if there were no redirect
 
 Order is what keeps this shut (P4). Set-up: the guest tap comes up last, when its frames have nowhere to go
 but the plug, and it joins the bridge only when asked; a frame that the plug lets out before would find no
@@ -16,9 +17,10 @@ from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from netbuf.errors import NetbufError
+from netbuf.gate import Gate, make_gate
 from netbuf.leftovers import HOLD_SUFFIX, HoldLock, clear
 from netbuf.plugqueue import PlugQueue, Queue
-from netbuf.redirect import Hook, Network
+from netbuf.redirect import Hook, Network, Undelivered
 from netbuf.tap import Guest
 
 _SOURCE = slice(6, 12)  # of an Ethernet header
@@ -30,6 +32,11 @@ class Plumbing(Protocol):
     @property
     def queue(self) -> Queue:
         """Where the guest's frames wait; at first it holds them."""
+        ...
+
+    @property
+    def gate(self) -> Gate:
+        """Passes frames from the guest to the LAN. What it keeps back goes to the queue or nowhere."""
         ...
 
     def join(self) -> None:
@@ -48,7 +55,7 @@ class Plumbing(Protocol):
         """Send an Ethernet frame to the LAN; the bridge learns that its source is the guest."""
         ...
 
-    def undelivered(self) -> int:
+    def undelivered(self) -> Undelivered:
         """How many of the guest's frames the queue refused, or could not be given any more."""
         ...
 
@@ -80,6 +87,8 @@ class PlugWiring:
             self._network.create_hold(self._hold, limit_bytes=limit_bytes)
             self._network.describe(self._hold, f"netbuf: holds what {guest.name} sends")
             self._network.redirect(guest.name, Hook.INGRESS, self._hold)
+            self._gate = make_gate(self._network, guest.name, None)
+            undo.callback(self._gate.close)
             self._guest_index = self._network.index(guest.name)
             self._queue = PlugQueue(self._hold, self._network.index(self._hold))
             undo.callback(self._queue.close)
@@ -91,12 +100,17 @@ class PlugWiring:
         self._joined = False
         self._cut = False
         self._closed = False
-        self._undelivered = 0
+        self._undelivered = Undelivered()
 
     @property
     def queue(self) -> Queue:
         """The plug."""
         return self._queue
+
+    @property
+    def gate(self) -> Gate:
+        """Past the redirect."""
+        return self._gate
 
     def join(self) -> None:
         """About 1 ms the first time. Raises `InterfaceVanishedError`."""
@@ -113,6 +127,7 @@ class PlugWiring:
         if self._cut:
             return
         self._cut = True
+        self._gate.shut()
         self._delete()
         with suppress(NetbufError):
             self._network.part(self._guest)
@@ -122,7 +137,7 @@ class PlugWiring:
         self._network.learn(self._guest, frame[_SOURCE].hex(":"))
         self._lan_socket.send(frame)
 
-    def undelivered(self) -> int:
+    def undelivered(self) -> Undelivered:
         """The redirect's own count, about 0.4 ms; the last one known if the guest tap is gone."""
         if not self._closed:
             with suppress(NetbufError):
@@ -135,6 +150,7 @@ class PlugWiring:
             self.cut()
             self.undelivered()
             self._closed = True
+            self._gate.close()
             self._lan_socket.close()
             self._queue.close()
             self._network.close()

@@ -1,4 +1,4 @@
-"""Network set-up over rtnetlink: quiet interfaces, redirects between them, bridge ports, loss counters.
+"""Network set-up over rtnetlink: quiet interfaces, redirects, gates, bridge ports, loss counters.
 
 Every refusal of the kernel becomes one named error that says which interface it was about and what to do.
 """
@@ -46,6 +46,11 @@ _ETH_P_ALL = 3  # linux/if_ether.h
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
 _ANY_CLASS = 0x10001  # u32 wants to name a class; the action decides before anybody looks at it
 
+# The lower comes first.
+_GATE_PRIORITY = 1
+_REDIRECT_PRIORITY = 2
+_GATE_NAME = "netbuf-gate"
+
 
 class Hook(IntEnum):
     """Where a redirect catches frames (TC_H_CLSACT with TC_H_MIN_INGRESS or TC_H_MIN_EGRESS)."""
@@ -75,6 +80,19 @@ class Link:
     master: int
 
 
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Frames that went nowhere: what a redirect, and what the gate before it could not deliver."""
+
+    redirected_items: int = 0
+    passed_items: int = 0
+
+    @property
+    def items(self) -> int:
+        """Both."""
+        return self.redirected_items + self.passed_items
+
+
 class Network:
     """The interfaces of the network namespace in which this object was made."""
 
@@ -92,6 +110,10 @@ class Network:
         if not found:
             raise InterfaceVanishedError(f"interface {interface!r} is gone; find out who deletes it")
         return int(found[0])
+
+    def is_there(self, interface: str, index: int) -> bool:
+        """Whether `interface` still is the one with `index`."""
+        return bool(self._netlink.link_lookup(ifname=interface) == [index])
 
     def bridge(self, name: str) -> Bridge:
         """The bridge `name`. Raises `BridgeError` if there is none, or if the interface is none."""
@@ -197,23 +219,53 @@ class Network:
                 index=source_index,
                 parent=int(hook),
                 protocol=_ETH_P_ALL,
-                prio=1,
+                prio=_REDIRECT_PRIORITY,
                 target=_ANY_CLASS,
                 keys=[],
                 action=[action],
             )
 
-    def undelivered(self, source_index: int, hook: Hook) -> int:
-        """How many frames a redirect could not deliver: the target's ring was full, or it was down or gone.
+    def attach_gate(self, source: str, program: int, target: str | None) -> None:
+        """Have the program of descriptor `program` see each frame before the ingress redirect of `source`.
+
+        What it matches goes on as if `target` had just received it, or as if there were no redirect if that
+        is None. If `target` is down or gone the frame is dropped (P4). Prerequisite: the redirect is there.
+        Raises `KernelModuleError` by name.
+        """
+        source_index = self.index(source)
+        actions = []
+        if target is not None:
+            to = {"direction": "ingress", "action": "redirect", "ifindex": self.index(target)}
+            actions.append({"kind": "mirred", **to})
+        with _refusals(f"attaching a gate to {source!r}", module="cls_bpf"):
+            self._netlink.tc(
+                "add-filter",
+                "bpf",
+                index=source_index,
+                parent=int(Hook.INGRESS),
+                protocol=_ETH_P_ALL,
+                prio=_GATE_PRIORITY,
+                fd=program,
+                name=_GATE_NAME,
+                action=actions,
+            )
+
+    def undelivered(self, source_index: int, hook: Hook) -> Undelivered:
+        """How many frames could not be delivered: the target's ring was full, or it was down or gone.
 
         The action counts them as overlimits; a full ring's share of them is also the target's `tx_dropped`.
         """
         with _refusals(f"reading the filter of interface {source_index}"):
             filters = list(self._netlink.get_filters(index=source_index, parent=int(hook)))
-        return sum(_overlimits(entry) for entry in filters)
+        return Undelivered(
+            redirected_items=sum(_overlimits(entry) for entry in filters if not _is_gate(entry)),
+            passed_items=sum(_overlimits(entry) for entry in filters if _is_gate(entry)),
+        )
 
     def redirects(self, source_index: int) -> list[int]:
         """The indices to which ingress filters of an interface redirect, 0 for one that is gone.
+
+        A gate's are among them, if it passes frames elsewhere than where they would go without a hold.
 
         Raises `NameClashError` if there are filters of another kind.
         """
@@ -226,7 +278,7 @@ class Network:
             raise _refused(error, about) from error
         targets = []
         for entry in filters:
-            if entry.get_attr("TCA_KIND") != "u32":
+            if not _may_be_ours(entry):
                 raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
             targets += [_target(action, about) for action in _actions(entry)]
         return targets
@@ -296,10 +348,29 @@ def _link(message: Any) -> Link:
     )
 
 
+def _options(entry: Any) -> Any:
+    """Those of one filter message; None if there are none to read."""
+    options = entry.get_attr("TCA_OPTIONS")
+    return options if hasattr(options, "get_attr") else None
+
+
+def _may_be_ours(entry: Any) -> bool:
+    """A u32 filter, a gate, or the head of a list of bpf filters, which says nothing of them."""
+    kind = entry.get_attr("TCA_KIND")
+    return kind == "u32" or _is_gate(entry) or (kind == "bpf" and _options(entry) is None)
+
+
+def _is_gate(entry: Any) -> bool:
+    options = _options(entry)
+    return options is not None and options.get_attr("TCA_BPF_NAME") == _GATE_NAME
+
+
 def _actions(entry: Any) -> list[Any]:
     """The actions of one filter message; a u32 dump also has messages without any."""
-    options = entry.get_attr("TCA_OPTIONS")
-    actions = options.get_attr("TCA_U32_ACT") if hasattr(options, "get_attr") else None
+    options = _options(entry)
+    if options is None:
+        return []
+    actions = options.get_attr("TCA_BPF_ACT" if _is_gate(entry) else "TCA_U32_ACT")
     return [] if actions is None else [action for _, action in actions["attrs"]]
 
 

@@ -1,7 +1,12 @@
 """How much a plug must hold, and how often it must be looked at, so that it never drops (P6). Pure.
 
 The kernel's plug can't make the guest wait: what exceeds its limit is lost. So its limit is the one at which
-the engine is told `full`, and a reserve on top for what comes until the guest stands still.
+the engine is told `full`, and a reserve on top for what comes until the guest stands still. The reserve is
+what the fastest guest could send in that time, whatever the limit; it takes memory only where it is used.
+
+A send buffer on the guest tap (TUNSETSNDBUF) would make the guest wait. But it counts the memory of a frame,
+many times the bytes of a small one, and QEMU completes what waits there when it stops the guest (its commit
+ca77d85e, "net: complete all queued packets on VM stop") by dropping it: it would lose what the plug holds.
 """
 
 from __future__ import annotations
@@ -33,7 +38,9 @@ def kernel_limit_bytes(limit_bytes: int) -> int:
     total = limit_bytes + reserve_bytes()
     if total > _KERNEL_LIMIT_BYTES_MAX:
         most = _KERNEL_LIMIT_BYTES_MAX - reserve_bytes()
-        raise LimitError(f"limit_bytes={limit_bytes}: a plug holds at most {most}; lower it or hold by 'tap'")
+        raise LimitError(
+            f"limit_bytes={limit_bytes}: a plug holds at most {most}; lower the limit or set hold = 'tap'"
+        )
     return total
 
 

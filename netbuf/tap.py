@@ -49,7 +49,7 @@ _TUN_F_TSO_ECN = 0x08
 _IFREQ = struct.Struct("16sH22s")  # struct ifreq: ifr_name, ifr_flags, the rest of the union
 _NAME_BYTES_MAX = 15  # IFNAMSIZ without its terminator
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]+")
-_GUEST_SUFFIX = "g"
+GUEST_SUFFIX = "g"
 TAP_HOLD_SUFFIX = "h"
 OUTLET_SUFFIX = "o"
 
@@ -114,7 +114,7 @@ class GuestTap:
     def __init__(self, tap: Tap) -> None:
         """Wrap `tap`, whose name ends in the guest suffix; `create` makes both."""
         self._tap = tap
-        self.prefix = tap.name.removesuffix(_GUEST_SUFFIX)
+        self.prefix = tap.name.removesuffix(GUEST_SUFFIX)
 
     @classmethod
     def create(cls, name: str | None = None, vnet_header: bool = True) -> GuestTap:
@@ -125,7 +125,7 @@ class GuestTap:
         Raises `InterfaceNameError` and what `Tap` raises.
         """
         prefix = "rl%d" if name is None else checked_prefix(name)
-        return cls(Tap(prefix + _GUEST_SUFFIX, vnet_header=vnet_header))
+        return cls(Tap(prefix + GUEST_SUFFIX, vnet_header=vnet_header))
 
     @property
     def name(self) -> str:

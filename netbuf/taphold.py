@@ -2,7 +2,7 @@
 
 `TapHold` satisfies the OutputBuffer contract (DESIGN.md, section 4). `wiring` brings the guest's frames to
 one descriptor and takes those that may leave from another; `ledger` says what may leave. This module moves
-the frames, whole, in order, and with one system call each.
+the frames, whole, in order, and with one system call each. While it is open the kernel does, by a gate.
 
 Invariants:
 
@@ -10,6 +10,8 @@ Invariants:
 - A frame is written to the outlet in two places only: `_take` while the ledger is open, `_send_oldest`
   between the ledger's begin and end of a release or an opening (P1). `announce` writes frames that are not
   the guest's.
+- The gate opens in `_open_gate` only: while the ledger is open, `run` is running, and every frame that the
+  gate has kept back so far is accounted for. Those have been written by then, so none is overtaken (P5).
 - While holding at the limit nothing is read but by `seal` and `prepare`: frames wait in the kernel's ring,
   which drops what exceeds RING_FRAMES; the drops are counted and reported (P6).
 - Dying or being cancelled stops the movement and nothing else (P4).
@@ -25,8 +27,9 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from netbuf.announce import ETH_HEADER_BYTES
-from netbuf.errors import AnnounceError, InterfaceVanishedError
+from netbuf.announce import check_frames
+from netbuf.errors import InterfaceVanishedError
+from netbuf.gatemeter import GateMeter
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
 from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, Guest
@@ -37,6 +40,9 @@ TURN_FRAMES = 64
 
 # What writing to a TAP raises when its interface was deleted (tun_get in drivers/net/tun.c).
 _INTERFACE_DELETED = errno.EBADFD
+
+# Nothing tells a reader that the guest tap is gone: no more frames come, as if the guest were silent.
+_GUEST_CHECK_S = 1.0
 
 _NO_OFFLOAD = bytes(VNET_HEADER_BYTES)
 
@@ -66,6 +72,10 @@ class TapHold:
         """
         self._ledger = Ledger(depth=depth, limit_bytes=limit_bytes)
         self._wiring = wire(guest, bridge)
+        self._gate = self._wiring.gate
+        self._gate_meter = GateMeter(self._ledger, self._gate, header_bytes=VNET_HEADER_BYTES)
+        self._read_items = 0  # with those that were lost on their way here: what the gate has kept
+        self._lost_items = 0  # as far as we have asked
         self._name = guest.name
         self._held: deque[bytes] = deque()
         self._buffer = memoryview(bytearray(FRAME_BYTES_MAX))
@@ -95,7 +105,7 @@ class TapHold:
 
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.4 ms: the kernel is asked for the frames that it had to drop."""
-        return self._ledger.statistics(dropped_elsewhere_items=self._wiring.undelivered())
+        return self._ledger.statistics(dropped_elsewhere_items=self._book_passed())
 
     def hold(self, epoch: int) -> None:
         """From now on frames belong to `epoch`. Prerequisite: closed or open, guest paused.
@@ -103,7 +113,10 @@ class TapHold:
         Frames sent before, while open, still pass. From closed, it also opens the way to the guest.
         Raises `HoldError`, and then nothing has changed, or `InterfaceVanishedError`.
         """
-        if self._ledger.state is HoldState.OPEN and not self._ledger.opening:
+        self._ledger.check_hold(epoch)
+        if self._ledger.state is HoldState.OPEN:
+            self._gate.shut()
+            self._book_passed()
             self._drain(RING_FRAMES)
         self._ledger.hold(epoch)
         self._wiring.raise_outlet()
@@ -146,6 +159,9 @@ class TapHold:
     async def open(self) -> None:
         """Let all out that is held, in order; from then on frames pass at once, in both directions.
 
+        The guest may be running: what comes meanwhile stays behind what is held. As soon as nothing is left
+        to overtake, the kernel passes frames by itself; `run` sees to that, should it not be so at once.
+
         Only under a witness's grant. Raises `OpenError` when discarded, and else fails as `release` does:
         then the buffer is in the state in which it was.
         """
@@ -159,9 +175,13 @@ class TapHold:
             finally:
                 self._ledger.end_open(opened=opened)
                 self._wake()
+            self._open_gate()
 
     def discard(self) -> None:
         """Drop all that is held; nothing leaves ever after. Idempotent, never raises."""
+        self._gate.shut()
+        if self._ledger.state is HoldState.OPEN:
+            self._book_passed()
         self._wiring.cut_outlet()
         self._ledger.discard()
         self._held.clear()
@@ -175,11 +195,8 @@ class TapHold:
         For frames that only say where the guest now is: see `rarp_frame`. Prerequisite: open, or holding
         after having been open. Raises `AnnounceError`, and then nothing was sent.
         """
-        if not self._ledger.may_announce:
-            raise AnnounceError(f"announce() while {self._ledger.state} and not yet opened: call open first")
-        for frame in frames:
-            if len(frame) < ETH_HEADER_BYTES:
-                raise AnnounceError(f"a frame of {len(frame)} bytes has no whole Ethernet header")
+        self._ledger.check_announce()
+        check_frames(frames)
         for frame in frames:
             if not self._write(_NO_OFFLOAD + frame):
                 self._ledger.dropped()
@@ -200,27 +217,41 @@ class TapHold:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the guest's frames: pass them on while open, keep them while holding, until `close`.
 
-        One task of a nursery. When it is cancelled nothing passes any more (P4).
-        Raises `InterfaceVanishedError` if somebody deletes one of the interfaces.
+        One task of a nursery. When it is cancelled nothing passes any more, and when the process is killed
+        nothing does either, whatever the state (P4).
+        Raises `InterfaceVanishedError` if somebody deletes one of the interfaces, noticed within a second.
         """
         assert not self._running, f"run() twice for the hold of {self._name}"
         self._running = True
         task_status.started()
         try:
             while not self._closed:
-                if self._may_read():
-                    await trio.lowlevel.wait_readable(self._wiring.hold_fileno())
-                    if self._may_read():
-                        self._drain(TURN_FRAMES, within_limit=True)
-                        self._tell_pressure()
-                else:
-                    await self._changed.wait()
+                # One deadline for all that is read until it passes: a deadline a frame costs as much as one.
+                with trio.move_on_after(_GUEST_CHECK_S):
+                    await self._read_until_closed()
+                if self._ledger.state is not HoldState.DISCARDED:
+                    self._wiring.check_guest()
+                if self._ledger.state is HoldState.OPEN:
+                    self._wiring.check_outlet()  # to which the kernel may be writing, not we
         except trio.ClosedResourceError:
             assert self._closed, "the hold's descriptor was closed by somebody else"
         finally:
             self._running = False
+            self._gate.shut()
 
     # --- frames come ----------------------------------------------------------------------------
+
+    async def _read_until_closed(self) -> None:
+        self._open_gate()
+        while not self._closed:
+            if self._may_read():
+                await trio.lowlevel.wait_readable(self._wiring.hold_fileno())
+                if self._may_read():
+                    if self._drain(TURN_FRAMES, within_limit=True):
+                        self._open_gate()
+                    self._tell_pressure()
+            else:
+                await self._changed.wait()
 
     def _may_read(self) -> bool:
         match self._ledger.state:
@@ -232,21 +263,26 @@ class TapHold:
             case _:
                 return True
 
-    def _drain(self, frames_max: int, *, within_limit: bool = False) -> None:
-        """Take what waits in the ring, at most `frames_max`; `within_limit`: none beyond the limit."""
+    def _drain(self, frames_max: int, *, within_limit: bool = False) -> bool:
+        """Take what waits in the ring, at most `frames_max`; `within_limit`: none beyond the limit.
+
+        Whether there was no more.
+        """
         descriptor = self._wiring.hold_fileno()
         for _ in range(frames_max):
             try:
                 length = os.readv(descriptor, self._buffers)
             except BlockingIOError:
-                break
+                return True
             except OSError as error:
                 raise InterfaceVanishedError(
                     f"reading from the hold of {self._name} failed: {error.strerror}; find out who deletes it"
                 ) from error
+            self._read_items += 1
             self._take(length)
             if within_limit and self._ledger.pressure is Pressure.FULL:
                 break
+        return False
 
     def _tell_pressure(self) -> None:
         level = self._ledger.take_rise()
@@ -268,6 +304,24 @@ class TapHold:
                     self._ledger.dropped()
             case _:
                 self._ledger.dropped()
+
+    # --- frames pass ----------------------------------------------------------------------------
+
+    def _open_gate(self) -> None:
+        """If we may, have the kernel pass what comes, unless it has kept a frame that we haven't written."""
+        if self._ledger.state is not HoldState.OPEN or not self._running:
+            return
+        kept_items = self._gate.reading().kept_items
+        if kept_items > self._read_items + self._lost_items:
+            self._lost_items = self._wiring.undelivered().redirected_items
+        if kept_items == self._read_items + self._lost_items:
+            self._gate.pass_after(kept_items)
+
+    def _book_passed(self) -> int:
+        """Book what the gate has passed; how many frames the kernel could not deliver, some of those too."""
+        undelivered = self._wiring.undelivered()
+        self._gate_meter.book(undelivered.passed_items)
+        return undelivered.items
 
     # --- frames leave ---------------------------------------------------------------------------
 

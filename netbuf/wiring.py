@@ -1,10 +1,12 @@
-"""The three interfaces of a tap hold and the redirects between them.
+"""The three interfaces of a tap hold, the redirects between them and the gate before the first.
 
     guest tap --ingress redirect--> hold  (read by the TapHold)
+    guest tap --gate, while open, as if just received--> outlet
     (written by the TapHold) outlet, a bridge port --egress redirect--> guest tap
 
 Order is what keeps this shut (P4): the guest tap comes up last, when its frames already have nowhere to go
-but the hold; the outlet comes up only when asked; at the end the outlet goes first.
+but the hold; the outlet comes up only when asked; at the end the outlet goes first. A gate that was open when
+the process died leads to an outlet that went with it, and drops.
 """
 
 from __future__ import annotations
@@ -12,13 +14,19 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from netbuf.errors import NetbufError
-from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network
+from netbuf.errors import InterfaceVanishedError, NetbufError
+from netbuf.gate import Gate, make_gate
+from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network, Undelivered
 from netbuf.tap import OUTLET_SUFFIX, TAP_HOLD_SUFFIX, Guest, Tap
 
 
 class Wiring(Protocol):
     """What a `TapHold` needs of its interfaces; frames on both descriptors begin with a vnet header."""
+
+    @property
+    def gate(self) -> Gate:
+        """Passes frames from the guest to the LAN. What it keeps back is read from the hold, or was lost."""
+        ...
 
     def hold_fileno(self) -> int:
         """Descriptor from which the guest's frames are read, one a read; non-blocking."""
@@ -36,8 +44,16 @@ class Wiring(Protocol):
         """Part from the LAN for ever. Idempotent, never raises."""
         ...
 
-    def undelivered(self) -> int:
-        """How many of the guest's frames were lost on their way to the hold so far."""
+    def check_guest(self) -> None:
+        """Raise `InterfaceVanishedError` if the guest tap is gone."""
+        ...
+
+    def check_outlet(self) -> None:
+        """Raise `InterfaceVanishedError` if the outlet is gone, and not cut by us."""
+        ...
+
+    def undelivered(self) -> Undelivered:
+        """How many of the guest's frames were lost so far on their way to the hold, and to the outlet."""
         ...
 
     def close(self) -> None:
@@ -48,13 +64,13 @@ class Wiring(Protocol):
 class TapWiring:
     """The real wiring, in the network namespace in which it is made."""
 
-    def __init__(self, guest: Guest, bridge: str) -> None:
+    def __init__(self, guest: Guest, bridge: str, network: Network | None = None) -> None:
         """Set all up around `guest`, and bring it up; the outlet stays down, a port of `bridge`.
 
         Raises errors of `netbuf.errors`; then only the guest tap is left, down or without a way out.
         """
         with ExitStack() as undo:
-            self._network = Network()
+            self._network = network or Network()
             undo.callback(self._network.close)
             lan = self._network.bridge(bridge)
             self._hold = Tap(guest.prefix + TAP_HOLD_SUFFIX, vnet_header=True)
@@ -67,13 +83,22 @@ class TapWiring:
             self._network.redirect(guest.name, Hook.INGRESS, self._hold.name)
             self._network.redirect(self._outlet.name, Hook.EGRESS, guest.name)
             self._network.enslave(self._outlet.name, lan)
+            self._guest = guest.name
             self._guest_index = self._network.index(guest.name)
+            self._outlet_index = self._network.index(self._outlet.name)
+            self._gate = make_gate(self._network, guest.name, self._outlet.name)
+            undo.callback(self._gate.close)
             self._network.up(self._hold.name)
             self._network.up(guest.name)
             undo.pop_all()
         self._outlet_up = False
         self._closed = False
-        self._undelivered = 0
+        self._undelivered = Undelivered()
+
+    @property
+    def gate(self) -> Gate:
+        """To the outlet."""
+        return self._gate
 
     def hold_fileno(self) -> int:
         """Descriptor of the hold."""
@@ -93,8 +118,18 @@ class TapWiring:
         """Delete the outlet by closing its only descriptor: some 20 ms, the kernel waits for its readers."""
         self._outlet.close()
 
-    def undelivered(self) -> int:
-        """The redirect's own count, about 0.4 ms; the last one known if the guest tap is gone."""
+    def check_guest(self) -> None:
+        """About 0.3 ms. Raises `InterfaceVanishedError`, also if another tap has its name by now."""
+        if not self._network.is_there(self._guest, self._guest_index):
+            raise InterfaceVanishedError(f"the guest tap {self._guest!r} is gone; end its hold")
+
+    def check_outlet(self) -> None:
+        """About 0.3 ms."""
+        if self._outlet.fileno() >= 0 and not self._network.is_there(self._outlet.name, self._outlet_index):
+            raise InterfaceVanishedError(f"the outlet of {self._guest} is gone; find out who deletes it")
+
+    def undelivered(self) -> Undelivered:
+        """The filters' own counts, about 0.4 ms; the last one known if the guest tap is gone."""
         if not self._closed:
             with suppress(NetbufError):
                 self._undelivered = self._network.undelivered(self._guest_index, Hook.INGRESS)
@@ -105,6 +140,7 @@ class TapWiring:
         if not self._closed:
             self.undelivered()
             self._closed = True
+            self._gate.close()
             self._outlet.close()
             self._hold.close()
             self._network.close()

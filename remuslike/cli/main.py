@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import click
 
+from remuslike.cli.bench import bench
 from remuslike.cli.daemons import primary, secondary, status
 from remuslike.cli.image import image
 from remuslike.cli.lab import lab
@@ -27,6 +28,7 @@ cli.add_command(status)
 cli.add_command(image)
 cli.add_command(lab)
 cli.add_command(demo_command)
+cli.add_command(bench)
 
 
 def main() -> None:

@@ -326,4 +326,5 @@ class Protector:
             "held": self._outputs.statistics(),
             "secondary": self._connector.secondary_name if session else None,
             "guest_pid": self._guest.pid,
+            "tracker": self._guest.tracker,
         }

@@ -6,11 +6,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from pathlib import Path
 
 import numpy as np
 
 from remuslike.engine.ports import PAGE_BYTES, Indices
-from remuslike.errors import MissingToolError
+from remuslike.errors import GuestError, MissingToolError
+from remuslike.guest.injection import probe_write_protection
 
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _PAGE_IS_WRITTEN = 1 << 1
@@ -40,7 +42,11 @@ class PagemapScan:
     so no write falls between the two. The first call after registering reports every page.
     """
 
+    # Scanning takes 0.2 ms a GiB at best and 2 ms when much is dirty.
+    inline_pages_max = 1 << 20
+
     def __init__(self, pid: int, start: int, length: int) -> None:
+        self._pid = pid
         self._start = start
         self._end = start + length
         try:
@@ -59,13 +65,15 @@ class PagemapScan:
         )
 
     def scan(self) -> Indices:
-        """Ascending page numbers within the region, shape (n,)."""
+        """Ascending page numbers within the region, shape (n,). GuestError if the process is gone."""
         found = []
         position = self._start
         while position < self._end:
             self._argument.start = position
             try:
                 count = fcntl.ioctl(self._descriptor, _PAGEMAP_SCAN, self._argument, True)
+            except ProcessLookupError as error:
+                raise GuestError(f"QEMU (process {self._pid}) is gone") from error
             except OSError as error:
                 raise MissingToolError(
                     f"PAGEMAP_SCAN: {error}; dirty pages need Linux 6.7 or later"
@@ -76,6 +84,18 @@ class PagemapScan:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def probe_pagemap_scan() -> None:
+    """MissingToolError unless this kernel has the call, and the userfaultfd that it works with."""
+    # Of no pages: it does nothing, if it is there.
+    nothing = _ScanArgument(size=ctypes.sizeof(_ScanArgument))
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, nothing, True)
+    except OSError as error:
+        raise MissingToolError(f"PAGEMAP_SCAN: {error}; it takes Linux 6.7 or later") from error
+    probe_write_protection()
 
 
 def _pages_of(ranges: Indices, start: int) -> Indices:

@@ -11,6 +11,7 @@ Everything here must happen in one thread: to ptrace, another thread of ours is 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import struct
@@ -36,6 +37,10 @@ _UFFD_FEATURE_WP_ASYNC = 1 << 15
 _UFFD_FEATURE_WP_UNPOPULATED = 1 << 13
 _UFFD_FEATURE_WP_HUGETLBFS_SHMEM = 1 << 12
 _UFFDIO_REGISTER_MODE_WP = 2
+_UFFD_USER_MODE_ONLY = 1
+
+_FEATURES = _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED | _UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+_API_REQUEST = struct.pack("QQQ", _UFFD_API, _FEATURES, 0)
 
 _RED_ZONE_BYTES = 128  # System V ABI, x86-64, section 3.2.2: below the stack pointer, still in use
 _SCRATCH_BYTES = 4096
@@ -175,6 +180,23 @@ def _borrow(pid: int) -> Iterator[_Borrowed]:
         _ptrace(_PTRACE_DETACH, pid)
 
 
+def probe_write_protection() -> None:
+    """MissingToolError unless this kernel has such a userfaultfd; tried on our own process."""
+    descriptor = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
+    try:
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        fcntl.ioctl(descriptor, _UFFDIO_API, _API_REQUEST)
+    except OSError as error:
+        raise MissingToolError(
+            f"a write-protecting userfaultfd can't be had: {error}; it takes Linux 6.7 or later with"
+            " CONFIG_USERFAULTFD"
+        ) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def inject_write_protection(pid: int, start: int, length: int) -> int:
     """Register [start, start + length) of process `pid` for asynchronous write protection.
 
@@ -185,10 +207,7 @@ def inject_write_protection(pid: int, start: int, length: int) -> int:
         with _borrow(pid) as borrowed:
             descriptor = borrowed.system_call(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                features = (
-                    _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED | _UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-                )
-                borrowed.ioctl(descriptor, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, features, 0))
+                borrowed.ioctl(descriptor, _UFFDIO_API, _API_REQUEST)
                 region = struct.pack("QQQQ", start, length, _UFFDIO_REGISTER_MODE_WP, 0)
                 borrowed.ioctl(descriptor, _UFFDIO_REGISTER, region)
             except OSError:

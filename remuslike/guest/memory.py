@@ -5,6 +5,7 @@ A memfd has no name in the file system: when QEMU and the daemon are gone, so is
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 
@@ -13,6 +14,12 @@ import numpy as np
 from remuslike.engine.ports import PAGE_BYTES, Pages
 from remuslike.errors import GuestError
 from remuslike.guest.injection import Mapping, read_mappings
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+# Locked at a time: while the kernel populates it, no other thread of ours gets new memory.
+_LOCK_BYTES = 64 << 20
 
 
 class GuestMemory:
@@ -46,6 +53,17 @@ class GuestMemory:
                 f" expected {self.length} in one: something in the guest definition splits its RAM"
             )
         return Mapping(mappings[0].start, mappings[-1].end, 0, inode, mappings[0].name)
+
+    def lock(self) -> None:
+        """Have the kernel populate all of it, and keep it in memory from now on, never in swap; GuestError if
+        it won't."""
+        start = self.pages.ctypes.data
+        for offset in range(0, self.length, _LOCK_BYTES):
+            if _libc.mlock(start + offset, min(_LOCK_BYTES, self.length - offset)):
+                reason = os.strerror(ctypes.get_errno())
+                raise GuestError(
+                    f"guest.memory_mib = {self.length >> 20}: can't be locked in memory: {reason}"
+                )
 
     def close(self) -> None:
         """Let go of it; arrays over `pages` keep their part alive until they are gone too."""

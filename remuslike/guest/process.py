@@ -19,6 +19,7 @@ from remuslike.guest.command import Descriptors, build_command
 from remuslike.guest.memory import GuestMemory
 from remuslike.guest.qmp import Qmp
 from remuslike.guest.qmp_wire import Event
+from remuslike.guest.tracker import require_tracker
 
 log = structlog.get_logger()
 
@@ -55,12 +56,14 @@ class QemuProcess:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
+        definition: GuestSettings,
         monitor: trio.SocketStream,
         memory: GuestMemory,
         device_state: DeviceState,
         log_path: Path,
         on_end: Callable[[GuestEnd, str], None],
     ) -> None:
+        self.definition = definition
         self.qmp = Qmp(monitor, self._on_event)
         self.memory = memory
         self.device_state = device_state
@@ -159,6 +162,8 @@ def start_qemu(
     for tool, package in ((guest.qemu, "qemu-system-x86"), ("setpriv", "util-linux")):
         if shutil.which(tool) is None:
             raise MissingToolError(f"{tool!r} is not installed; on Debian it is in the package {package}")
+    if incoming is None:
+        require_tracker(guest)
     memory = GuestMemory(guest.memory_mib)
     device_state = DeviceState()
     ours, theirs = socket.socketpair()
@@ -185,4 +190,4 @@ def start_qemu(
     finally:
         theirs.close()
     monitor = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    return QemuProcess(process, monitor, memory, device_state, log_path, on_end)
+    return QemuProcess(process, guest, monitor, memory, device_state, log_path, on_end)

@@ -91,6 +91,7 @@ _REFUSED_DEVICE_PREFIXES = {
     "virtio-mem": _PRIVATE_RAM,
     "virtio-pmem": _PRIVATE_RAM,
     "virtio-9p": _OUTSIDE_STATE,
+    "virtio-balloon": "gives RAM back to the host, which is no write that a capture would notice",
     "vhost-": "runs outside QEMU, where its writes to RAM would not be noticed",
     "vfio": "the hardware writes to RAM unnoticed and can't be captured",
     "ivshmem": _PRIVATE_RAM,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import structlog
 import trio
 
 from remuslike.engine.ports import PAGE_BYTES, Capture, Indices, Pages
 from remuslike.guest.command import DEVICE_STATE_SET
-from remuslike.guest.dirty import PagemapScan
-from remuslike.guest.injection import inject_write_protection
 from remuslike.guest.process import QemuProcess
+from remuslike.guest.tracker import Tracking, open_tracker
+
+log = structlog.get_logger()
 
 # A capture's pages at the start: above what 25 ms epochs of a busy guest dirty.
 _STAGING_PAGES = 4096
 # Up to this many pages are copied here, in some 4 ms; more in a thread, or heartbeats would wait.
 _INLINE_PAGES_MAX = 4096
-# Scanning takes 0.2 ms a GiB at best and 2 ms when much is dirty; above this much RAM, in a thread.
-_INLINE_SCAN_PAGES_MAX = 1 << 20
 
 
 class QemuGuest:
@@ -28,7 +28,7 @@ class QemuGuest:
         """`captures_in_use`: how many captures may be waiting to be sent when the next is taken."""
         self._process = process
         self._memory = process.memory
-        self._tracker: PagemapScan | None = None
+        self._tracking: Tracking | None = None
         self._running = False
         self._everything_dirty = False
         self._staging = [np.zeros((0, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
@@ -55,10 +55,15 @@ class QemuGuest:
 
     async def attach(self) -> None:
         """Make its writes noticeable, once. MissingToolError if this host can't."""
-        mapping = self._memory.find_in(self.pid)
-        length = mapping.end - mapping.start
-        await trio.to_thread.run_sync(inject_write_protection, self.pid, mapping.start, length)
-        self._tracker = PagemapScan(self.pid, mapping.start, length)
+        definition, memory = self._process.definition, self._memory
+        tracking = await trio.to_thread.run_sync(open_tracker, definition, self.pid, memory)
+        log.info("tracker.chosen", tracker=tracking.name, reason=tracking.reason)
+        self._tracking = tracking
+
+    @property
+    def tracker(self) -> str | None:
+        """How its writes are noticed: the tracker's name; None: they aren't."""
+        return self._tracking.name if self._tracking else None
 
     def start_tracking(self) -> None:
         self._everything_dirty = True
@@ -68,12 +73,15 @@ class QemuGuest:
         return await trio.to_thread.run_sync(self._scan)
 
     def _scan(self) -> Indices:
-        assert self._tracker is not None, "attach comes first"
-        dirty = self._tracker.scan()
+        dirty = self._attached().tracker.scan()
         if self._everything_dirty:
             self._everything_dirty = False
             return np.arange(self.page_count)
         return dirty
+
+    def _attached(self) -> Tracking:
+        assert self._tracking is not None, "attach comes first"
+        return self._tracking
 
     def read_pages(self, indices: Indices) -> Pages:
         return np.take(self._memory.pages, indices, axis=0)
@@ -88,7 +96,7 @@ class QemuGuest:
             # Let the command leave before this thread is busy.
             await trio.lowlevel.checkpoint()
             began = time.perf_counter()
-            if self.page_count > _INLINE_SCAN_PAGES_MAX:
+            if self.page_count > self._attached().tracker.inline_pages_max:
                 indices = await self.dirty_pages()
             else:
                 indices = self._scan()
@@ -142,6 +150,6 @@ class QemuGuest:
 
     def close(self) -> None:
         """Let go of the tracker, once nobody captures any more."""
-        if self._tracker is not None:
-            self._tracker.close()
-            self._tracker = None
+        if self._tracking is not None:
+            self._tracking.tracker.close()
+            self._tracking = None

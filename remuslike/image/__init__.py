@@ -3,6 +3,9 @@
 from remuslike.image.accelerator import Accelerator, probe_accelerator
 from remuslike.image.arguments import (
     AGENT_PORT,
+    ECHO_LOG,
+    ECHO_PORT,
+    LEASE_FILE,
     READY_LINE,
     SERVICE_PORT,
     STOPPED_LINE,
@@ -16,6 +19,9 @@ from remuslike.image.errors import ImageError
 
 __all__ = [
     "AGENT_PORT",
+    "ECHO_LOG",
+    "ECHO_PORT",
+    "LEASE_FILE",
     "READY_LINE",
     "SERVICE_PORT",
     "STOPPED_LINE",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Literal
+from typing import Literal, get_args
 
 from remuslike.image.errors import CommandLineError
 
@@ -18,7 +18,14 @@ STOPPED_LINE = "remus-guest stopped"
 AGENT_PORT = 2222
 SERVICE_PORT = 6379
 
-Service = Literal["redis", "none"]
+ECHO_PORT = 7
+"""UDP, of the service "dhcp": WORD is answered with "NUMBER WORD", which is a line of ECHO_LOG by then."""
+
+ECHO_LOG = "/data/echo.log"
+LEASE_FILE = "/run/dnsmasq.leases"
+"""What the service "dhcp" knows, in the guest; LEASE_FILE is dnsmasq's: expiry, MAC, address, two names."""
+
+Service = Literal["redis", "dhcp", "none"]
 
 BASE_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "reboot=t", "mitigations=off")
 """A panic reboots at once, so that QEMU's -no-reboot ends it; by triple fault, since microvm's firmware hangs
@@ -39,12 +46,14 @@ def kernel_command_line(
     gateway: str | None = None,
     data_disk: str | None = None,
     service: Service = "none",
+    dhcp_pool: tuple[str, str] | None = None,
     tsc_khz: int | None = None,
     extra: Sequence[str] = (),
 ) -> str:
     """What to give to QEMU's -append.
 
     `addresses` are those of eth0, eth1 ... as ADDRESS/PREFIX; `data_disk` is a device name such as "vdb";
+    `dhcp_pool` are the first and the last address that the service "dhcp" gives away, in eth0's network;
     `tsc_khz` is `host_tsc_khz()` of the host that boots the guest, without which microvm under TCG doesn't
     boot reliably; `extra` are further arguments of the kernel. Raises CommandLineError.
     """
@@ -57,9 +66,15 @@ def kernel_command_line(
         if not _DISK.fullmatch(data_disk):
             raise CommandLineError(f"data_disk is {data_disk!r}; give a device name of the guest such as vdb")
         words.append(f"remus.data={data_disk}")
-    if service not in ("redis", "none"):
-        raise CommandLineError(f"service is {service!r}; use redis or none")
+    if service not in get_args(Service):
+        raise CommandLineError(f"service is {service!r}; use {', '.join(get_args(Service))}")
     words.append(f"remus.service={service}")
+    if (service == "dhcp") != (dhcp_pool is not None):
+        raise CommandLineError(
+            f"dhcp_pool is {dhcp_pool!r} and service is {service!r}; give a pool to dhcp, and to nothing else"
+        )
+    if dhcp_pool is not None:
+        words.append(f"remus.pool={_pool(dhcp_pool, addresses)}")
     if tsc_khz is not None:
         if not TSC_MIN_KHZ <= tsc_khz <= TSC_MAX_KHZ:
             raise CommandLineError(f"tsc_khz is {tsc_khz}; give {TSC_MIN_KHZ} to {TSC_MAX_KHZ}, or None")
@@ -92,3 +107,18 @@ def _address(gateway: str) -> str:
         return str(IPv4Address(gateway))
     except ValueError:
         raise CommandLineError(f"gateway is {gateway!r}; give an IPv4 address such as 10.77.0.1") from None
+
+
+def _pool(pool: tuple[str, str], addresses: Sequence[str]) -> str:
+    if not addresses:
+        raise CommandLineError("dhcp_pool without addresses: give eth0, on which dnsmasq serves, an address")
+    network = IPv4Interface(addresses[0]).network
+    try:
+        first, last = (IPv4Address(text) for text in pool)
+        if not network.network_address < first <= last < network.broadcast_address:
+            raise ValueError
+    except ValueError:
+        raise CommandLineError(
+            f"dhcp_pool is {pool!r}; give the first and the last of its addresses, both hosts of {network}"
+        ) from None
+    return f"{first},{last}"

@@ -19,8 +19,10 @@ class Recipe:
 
     packages: tuple[str, ...] = (
         "busybox-static",
+        "dnsmasq-base",
         "fio",
         "iperf3",
+        "perl-base",
         "redis-server",
         "redis-tools",
         "sqlite3",
@@ -37,6 +39,7 @@ class Recipe:
             "libpam-modules",
             "linux-base",
             "lsb-base",
+            "passwd",
             "python3",
             "sysvinit-utils",
         }
@@ -46,12 +49,14 @@ class Recipe:
     programs: tuple[str, ...] = (
         "usr/bin/fio",
         "usr/bin/iperf3",
+        "usr/bin/perl",
         "usr/bin/redis-benchmark",
         "usr/bin/redis-check-aof",
         "usr/bin/redis-check-rdb",
         "usr/bin/redis-cli",
         "usr/bin/redis-server",
         "usr/bin/sqlite3",
+        "usr/sbin/dnsmasq",
     )
 
     loaded_at_run_time: tuple[str, ...] = ("usr/lib/x86_64-linux-gnu/libgcc_s.so.1",)
@@ -88,6 +93,8 @@ class Recipe:
         ("usr/sbin/guest-init", "guest-init.sh", 0o755),
         ("usr/bin/agent", "agent.sh", 0o755),
         ("usr/bin/stop-guest", "stop-guest.sh", 0o755),
+        ("usr/bin/udp-echo", "udp-echo.pl", 0o755),
+        ("etc/dnsmasq.conf", "dnsmasq.conf", 0o644),
         ("etc/redis.conf", "redis.conf", 0o644),
         ("etc/passwd", "passwd", 0o644),
         ("etc/group", "group", 0o644),

@@ -74,15 +74,15 @@ class Machine:
         return LabProtocolError(f"the lab's agent can't be understood: {reason}")
 
     def next_frame(self, deadline: float) -> Frame:
-        """The agent's next frame, waited for until `deadline` (of time.monotonic()).
+        """The agent's next frame, waited for until `deadline` (of time.monotonic()); one that has come before
+        is never too late.
 
         Raises DeadlinePassed, LabEndedError, LabProtocolError.
         """
         if self.closed:
             raise self.ended("it was closed before")
         while not self._frames:
-            left_s = deadline - time.monotonic()
-            ready = self._selector.select(left_s) if left_s > 0 else []
+            ready = self._selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise DeadlinePassed
             for key, _ in ready:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from fakes.writing_process import WritingProcess
 
 from remuslike.engine.ports import Indices
+from remuslike.errors import GuestError
 
 
 class Tracker(Protocol):
@@ -22,9 +23,25 @@ class Tracker(Protocol):
     def scan(self) -> Indices: ...
 
 
-OpenTracker = Callable[[WritingProcess], AbstractContextManager[Tracker]]
+def nothing() -> None:
+    """What happens in the middle of most scans."""
+
+
+class OpenTracker(Protocol):
+    """A tracker to be held to the suite."""
+
+    def __call__(
+        self, process: WritingProcess, amid: Callable[[], None] = nothing
+    ) -> AbstractContextManager[Tracker]:
+        """`amid` is called in each scan, where the tracker has read what was written and has not yet
+        forgotten it; of one that does both at once, just before."""
+        ...
+
+
 Property = Callable[[OpenTracker], None]
 PROPERTIES: list[Property] = []
+
+MAPPINGS: Sequence[Literal["shared", "private", "anonymous"]] = ("shared", "private", "anonymous")
 
 
 def conformant(check: Property) -> Property:
@@ -93,6 +110,17 @@ def a_page_first_populated_by_its_write_is_reported(open_tracker: OpenTracker) -
 
 
 @conformant
+def a_page_that_is_only_read_is_not_reported(open_tracker: OpenTracker) -> None:
+    with WritingProcess(300) as process, open_tracker(process) as tracker:
+        process.write([3, 4], 1)
+        tracker.scan()
+        process.read([3, 200, 201])  # the latter are populated by it
+        assert tracker.scan().tolist() == []
+        process.write([4, 201], 2)
+        assert tracker.scan().tolist() == [4, 201]
+
+
+@conformant
 def a_page_dropped_and_written_again_is_reported(open_tracker: OpenTracker) -> None:
     with WritingProcess(32) as process, open_tracker(process) as tracker:
         process.write(range(32), 1)
@@ -123,18 +151,56 @@ def several_threads_write_and_none_is_missed(open_tracker: OpenTracker) -> None:
 
 
 @conformant
+def pages_of_a_private_mapping_are_reported(open_tracker: OpenTracker) -> None:
+    with WritingProcess(300, mapping="private") as process:
+        process.write([8, 9], 1)
+        with open_tracker(process) as tracker:
+            assert tracker.scan().tolist() == list(range(300))
+            process.read([250])
+            assert tracker.scan().tolist() == []
+            for value, page in enumerate((8, 250, 299), 2):
+                process.write([page], value)
+                assert tracker.scan().tolist() == [page]
+
+
+@conformant
+def what_is_written_amid_a_scan_is_in_it_or_in_the_next(open_tracker: OpenTracker) -> None:
+    for mapping in MAPPINGS:
+        with WritingProcess(64, mapping=mapping) as process:
+            pending: list[int] = []
+
+            def write_the_pending(process: WritingProcess = process, pending: list[int] = pending) -> None:
+                if pending:
+                    process.begin_write([pending[0]], 1)
+                    process.wait_finished_or_stopped()
+
+            with open_tracker(process, amid=write_the_pending) as tracker:
+                tracker.scan()
+                for page in (0, 31, 63):
+                    pending.append(page)
+                    found = set(tracker.scan().tolist())
+                    pending.clear()
+                    process.finish()
+                    found |= set(tracker.scan().tolist())
+                    assert page in found, f"{mapping}: page {page} was written amid a scan and never reported"
+
+
+@conformant
 def what_is_written_between_scan_and_copy_is_in_the_next_scan(open_tracker: OpenTracker) -> None:
     """The copy that a pause-less synchronisation makes: scan, then read while the process writes on."""
-    with WritingProcess(256) as process, open_tracker(process) as tracker:
-        copy = np.zeros_like(process.pages)
-        for value in range(1, 40):
-            process.begin_write(range(256), value, threads=3)
+    for mapping in MAPPINGS:
+        with WritingProcess(256, mapping=mapping) as process, open_tracker(process) as tracker:
+            copy = process.snapshot()
+            for value in range(1, 40):
+                process.begin_write(range(256), value, threads=3)
+                dirty = tracker.scan()
+                copy[dirty] = process.snapshot()[dirty]
+                process.finish()
             dirty = tracker.scan()
-            copy[dirty] = process.pages[dirty]
-            process.finish()
-        dirty = tracker.scan()
-        copy[dirty] = process.pages[dirty]
-        assert np.array_equal(copy, process.pages), "a page was written, and no scan reported it"
+            copy[dirty] = process.snapshot()[dirty]
+            assert np.array_equal(copy, process.snapshot()), (
+                f"{mapping}: a page was written, and not reported"
+            )
 
 
 @conformant
@@ -150,6 +216,20 @@ def random_rounds_keep_a_copy_exact(open_tracker: OpenTracker) -> None:
                 assert number == 0 or set(dirty.tolist()) <= set(pages), f"seed={seed} round={number}"
                 copy[dirty] = process.pages[dirty]
                 assert np.array_equal(copy, process.pages), f"seed={seed} round={number}"
+
+
+@conformant
+def a_process_that_is_gone_is_named(open_tracker: OpenTracker) -> None:
+    """As the guest's error, which the daemons expect: QEMU may die at any instant."""
+    with WritingProcess(16) as process, open_tracker(process) as tracker:
+        tracker.scan()
+        process.kill()
+        try:
+            found = tracker.scan()
+        except GuestError as error:
+            assert str(error) == f"QEMU (process {process.pid}) is gone"
+        else:
+            raise AssertionError(f"a process that is gone was scanned: {found.tolist()}")
 
 
 @conformant

@@ -1,45 +1,48 @@
-"""A process that maps a memfd, as QEMU maps its RAM, and writes the pages that it is told to, from threads.
-
-Run as a program by `WritingProcess`: one command a line on standard input, and "done" when it is obeyed.
-
-    write VALUE THREADS PAGE...    write VALUE into the pages, dealt out to so many threads at once
-    drop PAGE                      punch a hole over the page: not populated any more, and it reads as zeros
-"""
+"""A process that maps memory, as QEMU maps its RAM, and writes the pages that it is told to, from threads."""
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-PAGE_BYTES = 4096
+from fakes import writing_program
+from fakes.writing_program import PAGE_BYTES
 
-# linux/falloc.h
-_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+# As short as a kernel's clock can be asked for; between two looks at a process that goes on by itself.
+_LOOK_AGAIN_MS = 1
 
 
 class WritingProcess:
-    """The child, and our own mapping of its memory: `pages`, shape (page_count, PAGE_BYTES).
+    """The child, and our own mapping of its memfd: `pages`, shape (page_count, PAGE_BYTES).
 
-    `arguments`: of a command in front of it, such as one that sets a limit.
+    `command_in_front`: such as one that sets a limit. `mapping`: the memfd, as QEMU maps its RAM; a private
+    copy of it; or anonymous memory. `snapshot` reads any of these.
     """
 
-    def __init__(self, page_count: int, command_in_front: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        page_count: int,
+        command_in_front: Sequence[str] = (),
+        mapping: Literal["shared", "private", "anonymous"] = "shared",
+    ) -> None:
         self.page_count = page_count
         self.descriptor = os.memfd_create("remuslike-ram", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, page_count * PAGE_BYTES)
-        mapping = mmap.mmap(self.descriptor, page_count * PAGE_BYTES)
-        self.pages = np.frombuffer(mapping, np.uint8).reshape(-1, PAGE_BYTES)
-        program = [sys.executable, __file__, str(self.descriptor), str(page_count)]
+        ours = mmap.mmap(self.descriptor, page_count * PAGE_BYTES)
+        self.pages = np.frombuffer(ours, np.uint8).reshape(-1, PAGE_BYTES)
+        program = [sys.executable, writing_program.__file__, str(self.descriptor), str(page_count), mapping]
         self._process = subprocess.Popen(
             [*command_in_front, *program],
             stdin=subprocess.PIPE,
@@ -80,16 +83,56 @@ class WritingProcess:
         """As `write`, but return at once; `finish` waits."""
         self._say(f"write {value} {threads} {' '.join(map(str, pages))}")
 
+    def read(self, pages: Sequence[int]) -> None:
+        """Have it look at `pages`."""
+        self._say(f"read {' '.join(map(str, pages))}")
+        self.finish()
+
     def drop(self, page: int) -> None:
         """Have it punch a hole over `page`."""
         self._say(f"drop {page}")
         self.finish()
+
+    @contextmanager
+    def one_thread_deaf(self) -> Iterator[None]:
+        """In the body a thread of it waits in the kernel, where no signal but SIGKILL reaches it."""
+        self._say("wait-uninterruptibly")
+        self.finish()
+        while not (children := self._children()):
+            pass
+        try:
+            yield
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+
+    def _children(self) -> list[int]:
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(child) for task in tasks for child in task.read_text().split()]
 
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
     def finish(self) -> None:
         assert self._answer() == "done"
+
+    def wait_finished_or_stopped(self) -> None:
+        """Until it has obeyed, or can't, since it is stopped; `finish` comes later."""
+        assert self._process.stdout is not None
+        answer = select.poll()
+        answer.register(self._process.stdout, select.POLLIN)
+        while self.state() != "T" and not answer.poll(_LOOK_AGAIN_MS):
+            pass
+
+    def state(self) -> str:
+        """R, S, D, T (stopped) or Z (proc(5), /proc/pid/stat)."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def snapshot(self) -> NDArray[np.uint8]:
+        """What it sees, shape (page_count, PAGE_BYTES): a copy."""
+        with Path(f"/proc/{self.pid}/mem").open("rb", buffering=0) as memory:
+            seen = os.pread(memory.fileno(), self.length, self.start)
+        return np.frombuffer(bytearray(seen), np.uint8).reshape(-1, PAGE_BYTES)
 
     def signals_seen(self) -> int:
         """How many SIGUSR1 it has handled."""
@@ -109,51 +152,3 @@ class WritingProcess:
     def _answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
-
-
-def _serve(descriptor: int, page_count: int) -> None:
-    memory = mmap.mmap(descriptor, page_count * PAGE_BYTES)
-    seen = []
-    signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
-    _reply(str(ctypes.addressof(ctypes.c_char.from_buffer(memory))))
-    for line in sys.stdin:
-        match line.split():
-            case ["write", value, threads, *pages]:
-                _write(memory, bytes([int(value)]) * 64, int(threads), [int(page) for page in pages])
-                _reply("done")
-            case ["drop", page]:
-                _punch_hole(descriptor, int(page))
-                _reply("done")
-            case ["signals"]:
-                _reply(str(len(seen)))
-
-
-def _write(memory: mmap.mmap, data: bytes, thread_count: int, pages: list[int]) -> None:
-    def write_some(mine: list[int]) -> None:
-        for page in mine:
-            memory[page * PAGE_BYTES : page * PAGE_BYTES + len(data)] = data
-
-    threads = [
-        threading.Thread(target=write_some, args=[pages[number::thread_count]])
-        for number in range(thread_count)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _punch_hole(descriptor: int, page: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if libc.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, page * PAGE_BYTES, PAGE_BYTES):
-        raise OSError(ctypes.get_errno(), "fallocate")
-
-
-def _reply(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from fakes.wiring import FakeGate
+
 from netbuf.errors import HoldBrokenError, InterfaceVanishedError
 from netbuf.plugwire import PassageReading, QueueReading
+from netbuf.redirect import Undelivered
 
 
 class FakePlug:
@@ -17,6 +20,7 @@ class FakePlug:
     def __init__(self, limit_bytes: int = 1 << 30, *, burst: int = 64) -> None:
         self.limit_bytes = limit_bytes
         self.burst = burst
+        self.gate = FakeGate()
         self.asked: list[str] = []
         self.joined = False
         self.closed = False
@@ -35,7 +39,10 @@ class FakePlug:
 
     def send(self, *frames: bytes) -> None:
         for frame in frames:
-            if self._cut:
+            if self.gate.lets_pass(len(frame)):
+                assert self.joined, "a gate that passes before there is a LAN"
+                self._out.append(frame)
+            elif self._cut:
                 self._undelivered_items += 1
             elif sum(map(len, self._waiting)) + len(frame) > self.limit_bytes:
                 self._undelivered_items += 1
@@ -136,14 +143,15 @@ class FakePlug:
 
     def cut(self) -> None:
         self._cut = True
+        self.gate.shut()
         self._waiting.clear()
         self.joined = False
 
     def announce(self, frame: bytes) -> None:
         self._out.append(frame)
 
-    def undelivered(self) -> int:
-        return self._undelivered_items
+    def undelivered(self) -> Undelivered:
+        return Undelivered(self._undelivered_items)
 
     def close(self) -> None:
         self.cut()

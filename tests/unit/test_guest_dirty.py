@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 from remuslike.engine.ports import PAGE_BYTES
 from remuslike.errors import MissingToolError
-from remuslike.guest.dirty import PagemapScan, _pages_of
+from remuslike.guest.dirty import PagemapScan, _pages_of, probe_pagemap_scan
+from remuslike.guest.page_table import probe_soft_dirty
 
 START = 0x7F00_0000_0000
 
@@ -50,4 +52,7 @@ def test_a_process_that_is_gone_is_named() -> None:
 def test_nothing_is_left_open() -> None:
     before = sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
     PagemapScan(os.getpid(), 0, PAGE_BYTES).close()
+    for probe in (probe_pagemap_scan, probe_soft_dirty):
+        with suppress(MissingToolError):
+            probe()
     assert sorted(entry.name for entry in Path("/proc/self/fd").iterdir()) == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,33 @@ def test_our_own_mapping_is_found() -> None:
     assert mapping.start == memory.pages.ctypes.data
     assert mapping.end - mapping.start == memory.length
     memory.close()
+
+
+def locked_kib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmLck:"))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to lock memory")
+def test_locked_memory_is_all_there_and_stays() -> None:
+    before = locked_kib()
+    memory = GuestMemory(130)  # more than is locked at a time
+    memory.lock()
+    assert locked_kib() - before == 130 << 10
+    assert os.fstat(memory.descriptor).st_blocks * 512 == memory.length
+    memory.close()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's right to lock memory")
+def test_memory_that_cannot_be_locked_is_named() -> None:
+    unprivileged = ["prlimit", "--memlock=0", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
+    program = "from remuslike.guest.memory import GuestMemory; GuestMemory(2).lock()"
+    ended = subprocess.run(
+        [*unprivileged, sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert "GuestError: guest.memory_mib = 2: can't be locked in memory: " in ended.stderr
 
 
 def test_another_memory_of_the_same_name_is_not_mistaken() -> None:

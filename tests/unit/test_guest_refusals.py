@@ -25,7 +25,6 @@ def test_plain_machines_without_arguments_are_fine(machine: str) -> None:
     "arguments",
     [
         ["-device", "virtio-rng-pci"],
-        ["-device", "virtio-balloon-pci,id=b"],
         ["-device", "virtio-serial-pci", "-chardev", "null,id=c", "-device", "virtconsole,chardev=c"],
         ["-serial", "file:/tmp/log"],
         ["-rtc", "base=utc"],
@@ -58,6 +57,7 @@ def test_devices_with_video_memory_are_refused(name: str) -> None:
         ("ivshmem-plain", PRIVATE_RAM),
         ("virtio-gpu-pci", "keeps state outside QEMU"),
         ("virtio-9p-pci", "keeps state outside QEMU"),
+        ("virtio-balloon-pci,id=b", "gives RAM back to the host"),
         ("vhost-vsock-pci,guest-cid=3", "writes to RAM would not be noticed"),
         ("vhost-user-fs-pci", "writes to RAM would not be noticed"),
         ("vfio-pci,host=01:00.0", "the hardware writes to RAM unnoticed"),

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.started_qemu import MEMORY_MIB, running_fake_qemu
+from structlog.testing import capture_logs
 
 from remuslike.engine.ports import PAGE_BYTES
 from remuslike.errors import GuestError
 from remuslike.guest.running import QemuGuest
+from remuslike.guest.tracker import KINDS
 
 PAGES = (MEMORY_MIB << 20) // PAGE_BYTES
 
@@ -100,6 +102,18 @@ class TestTracking:
             guest.start_tracking()
             assert np.array_equal(await guest.dirty_pages(), np.arange(PAGES))
             assert (await guest.dirty_pages()).tolist() == []
+
+    async def test_the_tracker_and_why_it_is_this_one_are_said(self, tmp_path: Path) -> None:
+        async with guest_of(tmp_path) as guest:
+            assert guest.tracker is None
+            with capture_logs() as logs:
+                await guest.attach()
+            assert guest.tracker in [kind.name for kind in KINDS]
+            (line,) = (line for line in logs if line["event"] == "tracker.chosen")
+            assert line["tracker"] == guest.tracker
+            assert line["reason"]
+            guest.close()
+            assert guest.tracker is None
 
     async def test_written_pages_are_reported_once(self, tmp_path: Path) -> None:
         async with guest_of(tmp_path) as guest:

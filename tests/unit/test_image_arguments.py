@@ -7,6 +7,9 @@ import pytest
 from remuslike.image.arguments import LENGTH_LIMIT, kernel_command_line
 from remuslike.image.errors import CommandLineError
 
+POOL = ("10.77.0.9", "10.77.0.99")
+DHCP = {"service": "dhcp", "addresses": ["10.77.0.2/24"]}
+
 
 def test_everything_at_once() -> None:
     line = kernel_command_line(
@@ -33,6 +36,13 @@ def test_everything_at_once() -> None:
     ]
 
 
+def test_a_guest_that_leases_addresses() -> None:
+    line = kernel_command_line(
+        addresses=["10.77.0.2/16"], service="dhcp", dhcp_pool=("10.77.16.0", "10.77.63.255")
+    )
+    assert line.endswith(" remus.address=10.77.0.2/16 remus.service=dhcp remus.pool=10.77.16.0,10.77.63.255")
+
+
 def test_the_plainest_guest() -> None:
     assert kernel_command_line().endswith(" remus.service=none")
 
@@ -45,7 +55,15 @@ def test_the_plainest_guest() -> None:
         ({"addresses": ["10.77.0.2/24 init=/bin/sh"]}, r"addresses\[0\]"),
         ({"gateway": "gate"}, "gateway is 'gate'"),
         ({"data_disk": "/dev/vdb"}, "data_disk is '/dev/vdb'"),
-        ({"service": "mysql"}, "service is 'mysql'"),
+        ({"service": "mysql"}, "service is 'mysql'; use redis, dhcp, none"),
+        ({"service": "dhcp"}, "dhcp_pool is None and service is 'dhcp'; give a pool to dhcp"),
+        ({"dhcp_pool": POOL}, "service is 'none'; give a pool to dhcp, and to nothing else"),
+        ({"service": "dhcp", "dhcp_pool": POOL}, "dhcp_pool without addresses: give eth0"),
+        ({**DHCP, "dhcp_pool": ("10.77.0.9", "10.77.0.8")}, "both hosts of 10.77.0.0/24"),
+        ({**DHCP, "dhcp_pool": ("10.77.0.0", "10.77.0.8")}, "both hosts of 10.77.0.0/24"),
+        ({**DHCP, "dhcp_pool": ("10.77.0.9", "10.77.0.255")}, "both hosts of 10.77.0.0/24"),
+        ({**DHCP, "dhcp_pool": ("10.77.0.9", "10.77.1.9")}, "both hosts of 10.77.0.0/24"),
+        ({**DHCP, "dhcp_pool": ("10.77.0.9", "12h")}, "dhcp_pool is .*'12h'"),
         ({"tsc_khz": 2600}, "tsc_khz is 2600; give 100000 to"),
         ({"extra": ["two words"]}, "extra has 'two words'"),
         ({"extra": [""]}, "extra has ''"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from remuslike.image.recipe import GUEST_DIRECTORY
 
 SCRIPTS = sorted(GUEST_DIRECTORY.glob("*.sh"))
+LIMIT_S = 10
 
 
 def function(script: Path, name: str) -> str:
@@ -51,3 +57,45 @@ def test_parameters_are_found_by_their_whole_name(tmp_path: Path, name: str, exp
 
 def test_the_first_of_two_equal_parameters_counts(tmp_path: Path) -> None:
     assert parameter(tmp_path, "remus.data=vdb remus.data=vdc", "data", "") == "vdb"
+
+
+@contextmanager
+def udp_echo(log: Path) -> Iterator[socket.socket]:
+    """The guest's echo on a port that is free here, and a client of it on the loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
+        found.bind(("127.0.0.1", 0))
+        address = found.getsockname()
+    process = subprocess.Popen(["perl", "-w", GUEST_DIRECTORY / "udp-echo.pl", str(address[1]), str(log)])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(address)
+            client.settimeout(LIMIT_S)
+            yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(client: socket.socket, word: str) -> str:
+    """The answer; asks again for as long as nobody has the port."""
+    limit = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            client.send(word.encode())
+            return client.recv(600).decode()
+        except ConnectionRefusedError:
+            assert time.monotonic() < limit, "the echo doesn't come up"
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="perl isn't installed")
+def test_the_echo_counts_and_goes_on_where_its_log_ends(tmp_path: Path) -> None:
+    log = tmp_path / "echo.log"
+    with udp_echo(log) as client:
+        assert ask(client, "one") == "1 one"
+        assert log.read_text() == "1 one\n"
+        for nothing in (b"", b"two words", b"a\n", b"\x80"):
+            client.send(nothing)
+        assert ask(client, "~" * 512) == "2 " + "~" * 512
+    with udp_echo(log) as client:
+        assert ask(client, "three") == "3 three"
+    assert log.read_text() == "1 one\n2 " + "~" * 512 + "\n3 three\n"

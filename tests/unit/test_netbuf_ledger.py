@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from netbuf.errors import HoldError, LimitError, OpenError, ReleaseError, SealError
+from netbuf.errors import AnnounceError, HoldError, LimitError, OpenError, ReleaseError, SealError
 from netbuf.ledger import HoldState, Ledger, Pressure
 
 
@@ -219,14 +219,16 @@ def test_discard_ends_what_is_leaving() -> None:
 
 def test_announcing_needs_an_opening_first() -> None:
     ledger = holding()
-    assert not ledger.may_announce
+    with pytest.raises(AnnounceError, match="while holding and not yet opened"):
+        ledger.check_announce()
     ledger.begin_open()
     ledger.end_open(opened=True)
-    assert ledger.may_announce
+    ledger.check_announce()
     ledger.hold(2)
-    assert ledger.may_announce
+    ledger.check_announce()
     ledger.discard()
-    assert not ledger.may_announce
+    with pytest.raises(AnnounceError, match="while discarded"):
+        ledger.check_announce()
 
 
 @pytest.mark.parametrize(

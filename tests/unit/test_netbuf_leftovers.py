@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from netbuf.errors import BridgeError, InterfaceVanishedError, NameClashError, TapError
-from netbuf.leftovers import HoldLock, attach, clean, clear
+from netbuf.leftovers import HoldLock, attach, clean, clear, tap_holds
 from netbuf.redirect import HOLD_ADDRESS, Bridge, Link
 
 
@@ -153,6 +153,16 @@ def test_a_tap_that_is_held_is_not_attached() -> None:
     with pytest.raises(NameClashError, match="tap='unit0' is held"):
         attach(held_by_tap, "unit0", None)  # type: ignore[arg-type]
     assert network.asked == held_by_tap.asked == []
+
+
+def test_tap_holds_are_known_by_their_redirects_and_names() -> None:
+    held, stranger = Link("unit0h", 8, "tun", "", "", 0), Link("vpn0", 9, "tun", "", "", 0)
+    network = FakeNetwork(held, stranger)
+    assert tap_holds(network) == []  # type: ignore[arg-type]
+    network.tap.targets = [stranger.index]
+    assert tap_holds(network) == []  # type: ignore[arg-type]
+    network.tap.targets = [held.index]
+    assert tap_holds(network) == [(TAP, held)]  # type: ignore[arg-type]
 
 
 def test_clean_puts_an_attached_tap_back() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import structlog.testing
 import trio
@@ -264,3 +266,142 @@ async def test_cancelling_run_stops_an_open_hold_and_running_it_again_resumes() 
         await nursery.start(hold.run)
         assert plug.received() == numbered(1)
         hold.close()
+
+
+# --- the gate ---------------------------------------------------------------------------------------
+
+SETTLED_S = 0.1
+"""Longer than the hold waits before it believes that nothing is left in the plug."""
+
+
+async def test_while_open_the_kernel_passes_frames_around_the_plug(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.hold(1)
+        plug.send(*numbered(0, 3))
+        await hold.open()
+        plug.send(*numbered(3))
+        assert not plug.gate.is_open  # that frame may still be on its way from the plug to the LAN
+        await trio.sleep(SETTLED_S)
+        assert plug.gate.is_open
+        plug.send(*numbered(4, 2))
+        assert plug.passage().left_items == 4
+        assert hold.statistics().released_items == 6
+        assert hold.statistics().released_bytes == 6 * FRAME_BYTES
+        plug.send(*numbered(6))
+        hold.hold(2)
+        assert hold.statistics().released_items == 7
+        plug.send(*numbered(7))
+        assert hold.statistics().held_items == 1
+        assert plug.received() == numbered(0, 7)
+        hold.close()
+
+
+@pytest.mark.parametrize("burst", [1, 64])
+async def test_no_frame_overtakes_those_that_leave_slowly(
+    burst: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Frames come all the time, and leave in bursts; when they pause for a moment the gate opens."""
+    plug = FakePlug(burst=burst)
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 40))
+    sent = 40
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        nursery.start_soon(hold.open)
+        for gap_ms in (0, 0.1, 0.3, 0.9, 0, 0.5, 7, 0.2, 30, 0.1, 900, 0.1):
+            await trio.sleep(gap_ms / 1e3)
+            plug.send(*numbered(sent, 3))
+            sent += 3
+        assert plug.gate.passed_items
+        assert plug.received() == numbered(0, sent)
+        hold.close()
+
+
+async def test_a_guest_that_never_pauses_keeps_going_through_the_plug(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        await hold.open()
+        for sent in range(500):
+            plug.send(*numbered(sent))
+            await trio.sleep(0.000_9)
+        assert (plug.gate.passed_items, plug.received()) == (0, numbered(0, 500))
+        hold.close()
+
+
+async def test_what_the_plug_refused_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    plug = FakePlug(limit_bytes=3 * FRAME_BYTES)
+    hold = make(plug)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.hold(1)
+        plug.send(*numbered(0, 5))
+        await hold.open()
+        await trio.sleep(SETTLED_S)
+        assert plug.gate.is_open
+        assert hold.statistics().dropped_items == 2
+        hold.close()
+
+
+async def test_a_frame_that_comes_as_the_gate_opens_goes_first(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    pass_after = plug.gate.pass_after
+
+    def too_late(kept_items: int) -> None:
+        monkeypatch.undo()
+        plug.send(*numbered(0))
+        pass_after(kept_items)
+        plug.send(*numbered(1))
+
+    monkeypatch.setattr(plug.gate, "pass_after", too_late)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        await hold.open()
+        await trio.sleep(SETTLED_S)
+        assert plug.gate.kept_items == 2  # the second is no more let around the plug than the first
+        assert plug.gate.is_open
+        plug.send(*numbered(2))
+        assert plug.received() == numbered(0, 3)
+        hold.close()
+
+
+@pytest.mark.parametrize("end", ["discard", "cancel", "close", "broken"])
+async def test_nothing_passes_after_the_end_of_being_open(
+    end: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    with contextlib.ExitStack() as stack:
+        if end == "broken":
+            stack.enter_context(pytest.RaisesGroup(HoldBrokenError))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(hold.run)
+            await hold.open()
+            await trio.sleep(SETTLED_S)
+            plug.send(*numbered(0))
+            match end:
+                case "discard":
+                    hold.discard()
+                case "close":
+                    hold.close()
+                case "broken":
+                    plug.broken = True
+                    await trio.sleep(SETTLED_S)
+            if end != "cancel":
+                assert not plug.gate.is_open
+            nursery.cancel_scope.cancel()
+    plug.send(*numbered(1))
+    assert plug.received() == numbered(0)
+    assert hold.statistics().released_items == 1

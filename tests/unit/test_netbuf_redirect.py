@@ -16,7 +16,7 @@ from netbuf.errors import (
     PrivilegeError,
 )
 from netbuf.plugwire import PLUG_HANDLE
-from netbuf.redirect import HOLD_ADDRESS, RING_FRAMES, Hook, Network
+from netbuf.redirect import HOLD_ADDRESS, RING_FRAMES, Hook, Network, Undelivered
 
 
 class Attributes(dict[str, Any]):
@@ -124,6 +124,26 @@ def test_another_refusal_of_silence_is_named() -> None:
         Network(netlink).quieten("rl0h", mtu_bytes=1500)
 
 
+@pytest.mark.parametrize("target", ["rl0o", None])
+def test_a_gate_comes_before_the_redirect(target: str | None) -> None:
+    netlink = FakeNetlink("rl0g", "rl0h", "rl0o")
+    network = Network(netlink)
+    network.redirect("rl0g", Hook.INGRESS, "rl0h")
+    network.attach_gate("rl0g", 17, target)
+    _, redirect, gate = netlink.asked
+    assert (gate[1:3], gate[3]["fd"], gate[3]["parent"]) == (("add-filter", "bpf"), 17, 0xFFFFFFF2)
+    assert gate[3]["prio"] < redirect[3]["prio"]
+    to_ingress = {"kind": "mirred", "direction": "ingress", "action": "redirect", "ifindex": 3}
+    assert gate[3]["action"] == ([to_ingress] if target else [])
+
+
+def test_a_kernel_without_gates_is_named() -> None:
+    netlink = FakeNetlink("rl0g")
+    netlink.refuse["tc add-filter bpf"] = errno.ENOENT
+    with pytest.raises(KernelModuleError, match="attaching a gate to 'rl0g': this kernel has no cls_bpf"):
+        Network(netlink).attach_gate("rl0g", 17, None)
+
+
 def test_a_redirect_matches_every_frame() -> None:
     netlink = FakeNetlink("rl0g", "rl0h")
     Network(netlink).redirect("rl0g", Hook.INGRESS, "rl0h")
@@ -187,7 +207,21 @@ def test_losses_are_the_overlimits_of_the_actions() -> None:
         Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})),
         Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", Attributes())]})),
     ]
-    assert Network(netlink).undelivered(1, Hook.INGRESS) == 502
+    assert Network(netlink).undelivered(1, Hook.INGRESS) == Undelivered(redirected_items=502)
+
+
+def test_what_a_gate_lost_is_told_apart() -> None:
+    netlink = FakeNetlink("rl0g")
+    lost = Attributes(TCA_ACT_STATS=Attributes(TCA_STATS_QUEUE={"overlimits": 3}))
+    netlink.filters = [
+        Attributes(TCA_KIND="bpf"),
+        Attributes(TCA_KIND="bpf", TCA_OPTIONS=gate_options(lost)),
+        Attributes(TCA_KIND="bpf", TCA_OPTIONS=Attributes(TCA_BPF_NAME="netbuf-gate")),
+        Attributes(TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", lost)]})),
+    ]
+    found = Network(netlink).undelivered(1, Hook.INGRESS)
+    assert found == Undelivered(redirected_items=3, passed_items=3)
+    assert found.items == 6
 
 
 def test_the_losses_of_an_interface_that_is_gone_are_unknown() -> None:
@@ -258,9 +292,19 @@ def test_links_are_known_by_kind_address_and_bridge() -> None:
     assert network.link("br7") is None
 
 
+def action_to(index: int) -> Attributes:
+    return Attributes(TCA_ACT_OPTIONS=Attributes(TCA_MIRRED_PARMS={"ifindex": index}))
+
+
+def gate_options(*actions: Attributes) -> Attributes:
+    return Attributes(
+        TCA_BPF_NAME="netbuf-gate",
+        TCA_BPF_ACT={"attrs": [(f"TCA_ACT_PRIO_{place}", action) for place, action in enumerate(actions, 1)]},
+    )
+
+
 def redirect_to(index: int) -> Attributes:
-    parameters = Attributes(TCA_MIRRED_PARMS={"ifindex": index})
-    action = Attributes(TCA_ACT_OPTIONS=parameters)
+    action = action_to(index)
     return Attributes(
         TCA_KIND="u32", TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})
     )
@@ -272,6 +316,16 @@ def test_redirects_are_known_by_their_targets() -> None:
     assert Network(netlink).redirects(1) == [7, 0]
 
 
+def test_a_gate_redirects_as_well() -> None:
+    netlink = FakeNetlink("rl0g")
+    netlink.filters = [
+        Attributes(TCA_KIND="bpf"),
+        Attributes(TCA_KIND="bpf", TCA_OPTIONS=gate_options(action_to(9))),
+        redirect_to(7),
+    ]
+    assert Network(netlink).redirects(1) == [9, 7]
+
+
 def test_an_interface_without_hooks_has_no_redirects() -> None:
     netlink = FakeNetlink("rl0g")
     netlink.refuse["get_filters"] = errno.EINVAL
@@ -281,7 +335,12 @@ def test_an_interface_without_hooks_has_no_redirects() -> None:
 def test_filters_of_somebody_else_are_named() -> None:
     netlink = FakeNetlink("rl0g")
     other = Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", Attributes(TCA_ACT_OPTIONS=Attributes()))]})
-    for entry in (Attributes(TCA_KIND="bpf"), Attributes(TCA_KIND="u32", TCA_OPTIONS=other)):
+    named = Attributes(TCA_BPF_NAME="somebody's")
+    for entry in (
+        Attributes(TCA_KIND="flower"),
+        Attributes(TCA_KIND="bpf", TCA_OPTIONS=named),
+        Attributes(TCA_KIND="u32", TCA_OPTIONS=other),
+    ):
         netlink.filters = [entry]
         with pytest.raises(NameClashError, match="somebody else's"):
             Network(netlink).redirects(1)

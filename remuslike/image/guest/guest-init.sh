@@ -4,7 +4,10 @@
 #   remus.address=10.77.0.2/24    address of eth0; remus.address1=... of eth1, and so on
 #   remus.gateway=10.77.0.1       default route
 #   remus.data=vdb                ext4 disk to mount at /data
-#   remus.service=redis|none      what serves (redis: port 6379, append-only file in /data, fsync at every write)
+#   remus.service=redis|dhcp|none what serves:
+#     redis   TCP port 6379, append-only file in /data, fsync at every write
+#     dhcp    dnsmasq on eth0, leases in /run/dnsmasq.leases; an echo on UDP port 7 that counts, log in /data/echo.log
+#   remus.pool=FIRST,LAST         what dnsmasq gives away, within the network of remus.address
 #
 # A shell answers on TCP port 2222. "remus-guest ready" on the console says that all of it is up.
 
@@ -64,6 +67,23 @@ start_redis() {
     done
 }
 
+bound() { grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$1") " /proc/net/udp; }
+
+start_on_udp() { # PORT PROGRAM ARGUMENT...
+    port=$1 && shift
+    log=/run/${1##*/}.log
+    "$@" >"$log" 2>&1 &
+    until bound "$port"; do
+        kill -0 "$!" 2>/dev/null || fail "$1 ended: $(tail -n 3 "$log")"
+        sleep 0.02
+    done
+}
+
+start_dhcp() {
+    start_on_udp 67 dnsmasq --conf-file=/etc/dnsmasq.conf --dhcp-range="$(parameter pool ""),12h"
+    start_on_udp 7 udp-echo 7 /data/echo.log
+}
+
 start_agent() {
     nc -ll -p 2222 -e /bin/agent &
     until echo exit | nc 127.0.0.1 2222 2>/dev/null; do sleep 0.02; done
@@ -74,7 +94,8 @@ start_service() {
     case $service in
     none) ;;
     redis) start_redis ;;
-    *) fail "remus.service=$service is unknown; use redis or none" ;;
+    dhcp) start_dhcp ;;
+    *) fail "remus.service=$service is unknown; use redis, dhcp or none" ;;
     esac
 }
 

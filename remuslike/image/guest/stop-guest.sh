@@ -1,12 +1,11 @@
 #!/bin/sh
-# Stops the guest cleanly: redis, then the data disk, then the machine.
+# Stops the guest cleanly: what serves, then the data disk, then the machine.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
-redis=$(pidof redis-server)
-if [ -n "$redis" ]; then
-    kill "$redis"
-    while kill -0 "$redis" 2>/dev/null; do sleep 0.05; done
-fi
+for service in $(pidof redis-server dnsmasq udp-echo); do
+    kill "$service"
+    while kill -0 "$service" 2>/dev/null; do sleep 0.05; done
+done
 cd /
 sync
 if grep -q ' /data ' /proc/mounts; then
