@@ -169,7 +169,7 @@ def test_a_missing_qemu_is_named(command: str, tmp_path: Path) -> None:
 @pytest.mark.root
 @as_root
 def test_a_missing_disk_is_named(tmp_path: Path) -> None:
-    path = configuration(tmp_path, f'[[guest.disks]]\nname = "data"\npath = "{tmp_path}/no.img"')
+    path = configuration(tmp_path, f'[[guest.disks]]\nname = "data"\nstore = "{tmp_path}/no.img"')
     done = remuslike("primary", "--config", path)
     assert "Traceback" not in done.stderr
     assert done.returncode == ExitStatus.FAILED
