@@ -25,6 +25,8 @@
     │   │   └── JournalVersionError
     │   ├── JournalMismatchError
     │   └── JournalFullError
+    ├── UnreleasedError            the store, or who didn't wait for it: writes are lost at the service's end
+    ├── TlsFileError               the operator: a certificate or a key that can't be used
     ├── SocketError                the environment: the socket to listen on
     │   └── SocketInUseError
     ├── ExportError                the caller: an export that the NBD protocol doesn't allow
@@ -143,6 +145,14 @@ class JournalMismatchError(JournalError):
 
 class JournalFullError(JournalError):
     """Nobody's fault: epochs that wait to be applied fill the journal. Apply them, then log again."""
+
+
+class UnreleasedError(DiskbufError):
+    """The service had to end before a store had taken all that clients were told is written. It is lost."""
+
+
+class TlsFileError(DiskbufError):
+    """The operator's fault: a certificate, a key or an authority's certificate can't be read or don't fit."""
 
 
 class SocketError(DiskbufError):
