@@ -245,8 +245,8 @@ class DiskBuffer:
 
     @property
     def zeroes_fast(self) -> bool:
-        """Whether zeros are held, which takes no time, and not written to a store, which may."""
-        return self._gate.state is State.HOLDING
+        """Whether no store has to write zeros out: that may take its time, holding them doesn't."""
+        return self._gate.state is not State.OPEN
 
     # --- synchronisation and standby, in the trio thread --------------------------------------------
 

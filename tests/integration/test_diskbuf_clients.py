@@ -6,22 +6,28 @@ import json
 import random
 import shutil
 import signal
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+from fakes.certificate import HOST, make_certificate
 
-from diskbuf import DiskBuffer, FileStore, serve_nbd_unix
+from diskbuf import DiskBuffer, FileStore, serve_nbd_tcp, serve_nbd_unix
+from diskbuf.memorystore import MemoryStore
 
 nbd = pytest.importorskip("nbd", reason="libnbd's Python binding (python3-libnbd) is not installed")
 
+MIB = 1 << 20
 SIZE = 8 << 20
 CLIENT_S = 60
 """What a client may take before the test gives up; none needs more than a second."""
+_EPOCH_S = 0.005
 
 
 def requires(tool: str) -> pytest.MarkDecorator:
@@ -34,10 +40,48 @@ class Disk:
     store: FileStore
     buffer: DiskBuffer
     socket: Path
+    nursery: trio.Nursery
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _ended: trio.Event = field(default_factory=trio.Event)
+
+    async def serve(self) -> None:
+        await self.nursery.start(self._serve)
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        with self._scope:
+            await serve_nbd_unix(self.socket, {"disk": self.buffer}, task_status=task_status)
+        self._ended.set()
+
+    async def restart(self) -> None:
+        """The server, not what it serves: all clients are disconnected."""
+        self._scope.cancel()
+        await self._ended.wait()
+        await self.serve()
 
     @property
     def uri(self) -> str:
         return f"nbd+unix:///disk?socket={self.socket}"
+
+    @asynccontextmanager
+    async def epochs(self) -> AsyncIterator[None]:
+        """Within the block writes are released every few milliseconds, and at its end all of them."""
+        self.buffer.hold(1)
+        last = 0
+
+        async def work() -> None:
+            nonlocal last
+            while True:
+                await trio.sleep(_EPOCH_S)
+                with trio.CancelScope(shield=True):
+                    last += 1
+                    await self.checkpoint(last)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            yield
+            nursery.cancel_scope.cancel()
+        await self.checkpoint(last + 1)
 
     async def checkpoint(self, epoch: int) -> None:
         self.buffer.prepare()
@@ -52,10 +96,10 @@ async def serving(tmp_path: Path, limit_bytes: int = 64 << 20) -> AsyncIterator[
         file.truncate(SIZE)
     store = FileStore.open(image)
     buffer = DiskBuffer(store, limit_bytes=limit_bytes)
-    disk = Disk(image, store, buffer, tmp_path / "nbd.sock")
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_nbd_unix, disk.socket, {"disk": buffer})
+            disk = Disk(image, store, buffer, tmp_path / "nbd.sock", nursery)
+            await disk.serve()
             with trio.fail_after(CLIENT_S):
                 yield disk
             nursery.cancel_scope.cancel()
@@ -64,7 +108,9 @@ async def serving(tmp_path: Path, limit_bytes: int = 64 << 20) -> AsyncIterator[
 
 
 async def run(*command: str | Path) -> str:
-    done = await trio.run_process([str(word) for word in command], capture_stdout=True, capture_stderr=True)
+    words = [str(word) for word in command]
+    done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout.decode()
 
 
@@ -75,11 +121,13 @@ async def test_nbdinfo_sees_the_export(tmp_path: Path) -> None:
     (export,) = listed["exports"]
     assert listed["protocol"] == "newstyle-fixed"
     assert (export["export-name"], export["export-size"]) == ("disk", SIZE)
-    able = {"can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn"}
+    able = {"can_flush", "can_fua", "can_trim", "can_zero", "can_fast_zero", "can_cache", "can_df"}
+    able.add("can_multi_conn")
     assert all(export[name] for name in able)
     assert not export["is_read_only"]
     assert (export["block_size_minimum"], export["block_size_preferred"]) == (1, 4096)
     assert export["block_size_maximum"] == 32 << 20
+    assert export["contexts"] == ["base:allocation"]
 
 
 @requires("qemu-io")
@@ -128,6 +176,147 @@ async def test_whole_images_go_in_and_out(tmp_path: Path) -> None:
         copy = tmp_path / "copy.img"
         await run("nbdcopy", disk.uri, copy)
         assert copy.read_bytes() == source.read_bytes() == disk.image.read_bytes(), f"seed {seed}"
+
+
+@requires("nbdcopy")
+@requires("nbdinfo")
+async def test_holes_are_seen_and_kept(tmp_path: Path) -> None:
+    source = tmp_path / "source.img"
+    with source.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(1 << 20)
+        file.write(b"d" * (1 << 20))
+    async with serving(tmp_path) as disk:
+        disk.buffer.hold(1)
+        await run("nbdcopy", source, disk.uri)
+        held = json.loads(await run("nbdinfo", "--map", "--json", disk.uri))
+        await disk.checkpoint(1)
+        released = json.loads(await run("nbdinfo", "--map", "--json", disk.uri))
+        before, data, after = ([part[key] for key in ("offset", "length", "type")] for part in released)
+        assert [before, data, after] == [[0, MIB, 3], [MIB, MIB, 0], [2 * MIB, SIZE - 2 * MIB, 3]]
+        assert held == released
+        await run("nbdcopy", disk.uri, tmp_path / "copy.img")
+    assert disk.image.stat().st_blocks * 512 <= 2 * MIB
+    assert (tmp_path / "copy.img").read_bytes() == source.read_bytes()
+
+
+@requires("nbddump")
+async def test_nbddump_shows_what_is_held(tmp_path: Path) -> None:
+    async with serving(tmp_path) as disk:
+        disk.buffer.hold(1)
+        disk.buffer.write(16, b"sixteen bytes in")
+        dumped = await run("nbddump", disk.uri)
+    assert "sixteen bytes in" in dumped
+    assert dumped.splitlines()[0].startswith("0000000000: 00 00")
+
+
+@requires("nbdsh")
+async def test_nbdsh_finds_its_writes_through_another_connection(tmp_path: Path) -> None:
+    script = "h.pwrite(b'from a shell', 1000, nbd.CMD_FLAG_FUA); h.flush()"
+    # It is a script of the system's Python, which has libnbd, whatever other Python comes first here.
+    nbdsh = ("env", "PATH=/usr/bin:/bin", "nbdsh")
+    async with serving(tmp_path) as disk:
+        disk.buffer.hold(1)
+        await run(*nbdsh, "-u", disk.uri, "-c", script)
+        found = await run(*nbdsh, "-u", disk.uri, "-c", "print(h.pread(12, 1000))")
+    assert found == "bytearray(b'from a shell')\n"
+
+
+@requires("fio")
+@pytest.mark.parametrize("mode", ["holding", "open"])
+@pytest.mark.parametrize("how", ["--rw=randwrite --bs=4k", "--rw=randrw --bs=512", "--rw=write --bs=256k"])
+async def test_fio_verifies_what_it_wrote(tmp_path: Path, how: str, mode: str) -> None:
+    """A checksum in every block; epochs come and go meanwhile."""
+    async with serving(tmp_path) as disk:
+        command = ["fio", "--name=verified", "--ioengine=nbd", f"--uri={disk.uri}", *how.split()]
+        command += ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=20081118"]
+        command += [f"--size={SIZE}", "--iodepth=16"]
+        if mode == "open":
+            await disk.buffer.open()
+            told = await run(*command)
+        else:
+            async with disk.epochs():
+                told = await run(*command)
+            assert disk.buffer.statistics().held_items == 0
+    assert "err= 0" in told
+
+
+class QemuIo:
+    """qemu-io, which is told one command after another."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+
+    async def ask(self, command: str) -> str:
+        """Send a command; what qemu-io says to it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        await self._process.stdin.send_all(command.encode() + b"\n")
+        said = b""
+        while b"ops;" not in said and b"rror" not in said and b"ailed" not in said:
+            received = await self._process.stdout.receive_some()
+            assert received, f"qemu-io has ended: {said!r}"
+            said += received
+        return said.decode()
+
+
+@requires("qemu-io")
+@pytest.mark.parametrize("mode", ["holding", "open"])
+async def test_qemu_waits_for_a_server_that_comes_back(tmp_path: Path, mode: str) -> None:
+    """As a guest's disk does, with reconnect-delay: a server's restart is a pause and no error."""
+    async with serving(tmp_path) as disk:
+        if mode == "open":
+            await disk.buffer.open()
+        else:
+            disk.buffer.hold(1)
+        server = f"server.type=unix,server.path={disk.socket}"
+        address = f"driver=nbd,{server},export=disk,reconnect-delay={CLIENT_S}"
+        command = ["qemu-io", "--image-opts", address]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process: trio.Process = await disk.nursery.start(partial(trio.run_process, command, **streams))
+        client = QemuIo(process)
+        assert "wrote 65536/65536" in await client.ask("write -P 0x11 0 64k")
+        await disk.restart()
+        assert "wrote 65536/65536" in await client.ask("write -P 0x22 32k 64k")
+        assert "read 32768/32768" in await client.ask("read -P 0x11 0 32k")
+        await disk.restart()
+        assert "read 65536/65536" in await client.ask("read -P 0x22 32k 64k")
+        assert process.stdin is not None
+        await process.stdin.aclose()
+        await process.wait()
+        assert disk.buffer.read(0, 98304) == b"\x11" * 32768 + b"\x22" * 65536
+
+
+@requires("nbdinfo")
+async def test_tls_as_libnbd_speaks_it(tmp_path: Path) -> None:
+    key, certificate = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    store = MemoryStore(SIZE)
+    disk = DiskBuffer(store, limit_bytes=64 << 20)
+    disk.hold(1)
+
+    def talk(uri: str) -> None:
+        handle = nbd.NBD()
+        handle.set_uri_allow_local_file(True)
+        handle.connect_uri(uri)
+        assert handle.get_tls_negotiated()
+        data = random.Random(7).randbytes(3 << 20)
+        handle.pwrite(data, 777)
+        assert handle.pread(len(data), 777) == data
+        handle.shutdown()
+
+    with trio.fail_after(CLIENT_S):
+        async with trio.open_nursery() as nursery:
+            ((_, port),) = await nursery.start(
+                partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": disk}, tls=tls)
+            )
+            secret = f"nbds://{HOST}:{port}/disk?tls-certificates={tmp_path}"
+            await trio.to_thread.run_sync(talk, secret)
+            with pytest.raises(nbd.Error, match="TLS"):
+                await trio.to_thread.run_sync(nbd.NBD().connect_uri, f"nbd://127.0.0.1:{port}/disk")
+            nursery.cancel_scope.cancel()
+    assert store.read_view(0, SIZE) == bytes(SIZE)
 
 
 class Connections:
@@ -201,12 +390,14 @@ async def test_libnbd_is_told_why(tmp_path: Path) -> None:
             (lambda: handle.pread(512, SIZE), "EINVAL"),
             (lambda: handle.pwrite(b"x" * 512, SIZE - 1), "ENOSPC"),
             (lambda: handle.zero(512, SIZE), "ENOSPC"),
-            (lambda: handle.cache(512, 0), "EINVAL"),
+            (lambda: handle.cache(512, SIZE), "EINVAL"),
+            (lambda: handle.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO), "EPERM"),
         ):
             with pytest.raises(nbd.Error) as caught:
                 request()
             assert caught.value.errno == errno_name
         assert handle.pread(512, 0) == bytes(512)
+        handle.cache(512, 0)
         handle.shutdown()
 
     async with serving(tmp_path) as disk:
@@ -227,7 +418,7 @@ async def test_killed_client_leaves_whole_writes_only(tmp_path: Path) -> None:
             client = await nursery.start(partial(trio.run_process, command, check=False, capture_stdout=True))
             await written.wait()
             client.send_signal(signal.SIGKILL)
-        assert await disk.buffer.read(0, 1 << 20) == b"\xee" * (1 << 20)
+        assert disk.buffer.read(0, 1 << 20) == b"\xee" * (1 << 20)
         await disk.checkpoint(1)
         assert disk.image.read_bytes() == b"\xee" * (1 << 20) + bytes(SIZE - (1 << 20))
         assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", "raw", disk.uri, disk.image)

@@ -3,11 +3,9 @@ from __future__ import annotations
 import logging
 import random
 import re
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from diskbuf_fakes import FakeStore
+from fakes.certificate import HOST, make_certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
@@ -210,22 +209,14 @@ async def test_cancelled_server_leaves_no_write_that_waited(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate of its own, as openssl(1) makes them."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-    command = ["openssl", *request, *names, "-keyout", str(path), "-out", str(path) + ".crt"]
-    subprocess.run(command, check=True, capture_output=True)
-    path.write_text(path.read_text() + Path(str(path) + ".crt").read_text())
-    return path
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def server_context(certificate: Path) -> ssl.SSLContext:
+def server_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    key, certificates = certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(certificates, key)
     return context
 
 
@@ -255,10 +246,10 @@ class BlockingClient:
         self.receive(length)
         return reply
 
-    def start_tls(self, certificate: Path) -> None:
+    def start_tls(self, certificate: tuple[Path, Path]) -> None:
         assert self.option(STARTTLS) == ACK
-        context = ssl.create_default_context(cafile=certificate)
-        self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+        context = ssl.create_default_context(cafile=certificate[1])
+        self.socket = context.wrap_socket(self.socket, server_hostname=HOST)
 
     def choose(self, name: bytes) -> None:
         self.socket.sendall(struct.pack(">QII", OPTION_MAGIC, 1, len(name)) + name)
@@ -294,7 +285,7 @@ async def test_address_of_another_machine_is_refused() -> None:
         await serve_nbd_tcp("192.0.2.1", 10809, {}, tls=None)
 
 
-async def test_tls_is_required_where_it_is_offered(certificate: Path) -> None:
+async def test_tls_is_required_where_it_is_offered(certificate: tuple[Path, Path]) -> None:
     def talk(port: int) -> None:
         with closing(BlockingClient(port)) as client:
             assert client.option(LIST) == ERR_TLS_REQD
@@ -316,7 +307,7 @@ async def test_tls_is_required_where_it_is_offered(certificate: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_tls_client_may_wait_while_its_connection_works(certificate: Path) -> None:
+async def test_tls_client_may_wait_while_its_connection_works(certificate: tuple[Path, Path]) -> None:
     """A reply from a worker gets through while the receiving thread waits for the client."""
 
     def talk(port: int) -> None:
@@ -342,7 +333,7 @@ async def test_tls_client_may_wait_while_its_connection_works(certificate: Path)
 
 @pytest.mark.parametrize("garbage", [b"", b"GET / HTTP/1.1\r\n\r\n"])
 async def test_client_that_fails_at_tls_hurts_itself_only(
-    certificate: Path, garbage: bytes, caplog: pytest.LogCaptureFixture
+    certificate: tuple[Path, Path], garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     def talk(port: int) -> None:
         with closing(BlockingClient(port)) as client:
@@ -362,7 +353,7 @@ async def test_client_that_fails_at_tls_hurts_itself_only(
     assert re.search(r"NBD client of 127.0.0.1, port \d+ disconnected: TLS handshake failed", caplog.text)
 
 
-async def test_cancelled_server_leaves_a_tls_handshake(certificate: Path) -> None:
+async def test_cancelled_server_leaves_a_tls_handshake(certificate: tuple[Path, Path]) -> None:
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
             tls = server_context(certificate)
