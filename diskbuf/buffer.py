@@ -360,12 +360,17 @@ class DiskBuffer:
 
     def _pass_through(self, extent: Extent) -> None:
         """Write an admitted change to the store."""
-        self._chunks.mark((extent,))
+        marked = (extent,)
+        self._chunks.mark(marked)
         written = False
         try:
-            written = apply_extents(self._store, (extent,), _never)
+            if extent.kind is Kind.DATA:
+                self._store.write(extent.offset, (extent.data,))
+            else:
+                self._store.zero(extent.offset, extent.length, punch_hole=extent.kind is Kind.HOLE)
+            written = True
         finally:
-            self._chunks.mark((extent,))
+            self._chunks.mark(marked)
             self._gate.passed(extent, written=written)
 
     async def _write_closed(self, write: Callable[[*_Arguments], bool], *args: *_Arguments) -> None:

@@ -64,6 +64,8 @@ _WRITE = int(Command.WRITE)
 _DISC = int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
 _CACHE = int(Command.CACHE)
+_FAST_ZERO = int(CommandFlag.FAST_ZERO)
+_FUA = int(CommandFlag.FUA)
 _CHANGING = frozenset((int(Command.TRIM), int(Command.WRITE_ZEROES)))
 
 _log = logging.getLogger("diskbuf")
@@ -188,7 +190,7 @@ class Connection:
             self._answer_later(self._store, request, None)
 
     def _answer_change(self, request: Request, change: Extent) -> None:
-        if request.flags & CommandFlag.FAST_ZERO and not self._buffer.zeroes_fast:
+        if request.flags & _FAST_ZERO and not self._buffer.zeroes_fast:
             error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
             self._reply(self._refusal(request, error))
             return
@@ -277,7 +279,7 @@ class Connection:
             return self._block_status(request)
         if change is not None and not self._buffer.change(change, self._is_stopped):
             return []
-        if command == _FLUSH or request.flags & CommandFlag.FUA:
+        if command == _FLUSH or request.flags & _FUA:
             self._buffer.sync()
         return [encode_reply(request.cookie)]
 

@@ -101,25 +101,33 @@ class ExtentMap:
         if extent.kind is not Kind.DATA:
             extent = self._merged(extent)
         start, end = extent.offset, extent.end
-        first = bisect_left(self._offsets, start)
-        last = first
+        offsets, extents = self._offsets, self._extents
+        first = last = bisect_left(offsets, start)
+        cuts_before = first > 0 and extents[first - 1].end > start
+        cuts_after = first < len(offsets) and offsets[first] < end
+        if not cuts_before and not cuts_after:  # nearly every write of a guest
+            extents.insert(first, extent)
+            offsets.insert(first, start)
+            self.held_bytes += held_bytes(extent)
+            return
         replacement = [extent]
-        if first > 0 and (before := self._extents[first - 1]).end > start:
+        if cuts_before:
             first -= 1
+            before = extents[first]
             replacement.insert(0, _remainder(before, before.offset, start))
             if before.end > end:
                 replacement.append(_remainder(before, end, before.end))
-        if last < len(self._offsets) and self._offsets[last] < end:
-            last = bisect_left(self._offsets, end, last)
-            after = self._extents[last - 1]
+        if cuts_after:
+            last = bisect_left(offsets, end, last)
+            after = extents[last - 1]
             if after.end > end:
                 replacement.append(_remainder(after, end, after.end))
-        for replaced in self._extents[first:last]:
+        for replaced in extents[first:last]:
             self.held_bytes -= held_bytes(replaced)
         for added in replacement:
             self.held_bytes += held_bytes(added)
-        self._extents[first:last] = replacement
-        self._offsets[first:last] = [added.offset for added in replacement]
+        extents[first:last] = replacement
+        offsets[first:last] = [added.offset for added in replacement]
 
     def overlapping(self, offset: int, length: int) -> list[Extent]:
         """The extents within the range, clipped to it, in ascending order."""

@@ -82,7 +82,7 @@ class Gate:
             if written:
                 self._released_items += 1
                 self._released_bytes += held_bytes(extent)
-            if not self._passing:
+            if not self._passing and self.state is not State.OPEN:  # while it is open nobody waits for that
                 self._look_again()
 
     @property
