@@ -34,10 +34,7 @@ def allocated_bytes(store: Store) -> bytearray:
         answer = store.allocation(len(known), store.size_bytes - len(known))
         assert answer, "an answer says something"
         assert all(allocation.length > 0 for allocation in answer)
-        assert all(
-            (left.hole, left.zero) != (right.hole, right.zero)
-            for left, right in pairwise(answer)
-        )
+        assert all((left.hole, left.zero) != (right.hole, right.zero) for left, right in pairwise(answer))
         for allocation in answer:
             known += (b"\0" if allocation.hole else b"\1") * allocation.length
     assert len(known) == store.size_bytes, "no more than what was asked for"
