@@ -76,6 +76,11 @@ def send_until_told(lab: Lab, reader: int) -> None:
             sent += 1
 
 
+def status_of(child: int) -> int:
+    """How it ends; it is about to."""
+    return os.waitpid(child, 0)[1]
+
+
 @by_each_hold()
 async def test_nothing_overtakes_when_a_hold_opens_under_a_sending_guest(lab: Lab) -> None:
     hold = lab.make_hold()
@@ -90,7 +95,7 @@ async def test_nothing_overtakes_when_a_hold_opens_under_a_sending_guest(lab: La
             await until(lambda: hold._gate.reading().passed_items > LATE_FRAMES)
         finally:
             os.write(writer, b"e")
-            _, status = os.waitpid(guest, 0)
+            status = status_of(guest)
         assert status == 0
         assert hold._gate.reading().kept_items > EARLY_FRAMES
         figures = hold.statistics()
