@@ -14,9 +14,9 @@ import click
 import trio
 
 from netbuf.choice import Hold, Wish, choose, make_hold
-from netbuf.errors import NameClashError, NetbufError
+from netbuf.errors import NetbufError
 from netbuf.ledger import Backend
-from netbuf.leftovers import HoldLock, attach, clean, is_hold, tap_holds
+from netbuf.leftovers import attach, clean, guests_of, is_hold, is_locked, tap_holds
 from netbuf.plugqueue import PlugQueue
 from netbuf.redirect import Hook, Link, Network
 from netbuf.sizing import limit_bytes
@@ -44,9 +44,13 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--tap", required=True, help="The guest's tap, as the running QEMU has it.")
-@click.option("--every", "every_ms", required=True, type=click.FloatRange(min=1), help="Let out every MS.")
+@click.option(
+    "--every", "every_ms", required=True, type=click.FloatRange(1, 3_600_000), help="Let out every MS."
+)
 @click.option("--bridge", help="The LAN; the bridge in which the tap is, unless given.")
-@click.option("--link-mbit", default=1000, show_default=True, type=click.IntRange(min=1), help="Link rate.")
+@click.option(
+    "--link-mbit", default=1000, show_default=True, type=click.IntRange(1, 1_000_000), help="Link rate."
+)
 @click.option("--hold", "wish", default="auto", type=click.Choice(["auto", "plug", "tap"]), show_default=True)
 def hold(tap: str, every_ms: float, bridge: str | None, link_mbit: int, wish: Wish) -> None:
     """Hold what the guest sends, and let it out every MS milliseconds, until interrupted.
@@ -60,13 +64,15 @@ def hold(tap: str, every_ms: float, bridge: str | None, link_mbit: int, wish: Wi
         attached = attach(network, tap, bridge)
     finally:
         network.close()
-    click.echo(f"{tap}: held by {choice.backend} ({choice.reason}), a port of {attached.bridge}", err=True)
-    made = make_hold(choice.backend, attached, attached.bridge, limit, depth=1)
     try:
-        trio.run(_release_on_a_timer, made, every_ms / 1e3)
+        made = make_hold(choice.backend, attached, attached.bridge, limit, depth=1)
+        click.echo(f"{tap}: held by {choice.backend} ({choice.reason}), of {attached.bridge}", err=True)
+        try:
+            trio.run(_release_on_a_timer, made, every_ms / 1e3)
+        finally:
+            made.close()
+            click.echo(json.dumps(asdict(made.statistics())))
     finally:
-        made.close()
-        click.echo(json.dumps(asdict(made.statistics())))
         click.echo(f"{tap}: cut off; to put it back: python -m netbuf clean", err=True)
 
 
@@ -127,11 +133,7 @@ def clean_command() -> None:
 
 
 def _plug_status(plug: Link) -> HoldStatus:
-    try:
-        HoldLock(plug.name).close()
-        in_use = False
-    except NameClashError:
-        in_use = True
+    in_use = any(is_locked(guest) for guest in guests_of(plug))
     status = HoldStatus(plug.name, Backend.PLUG, plug.alias, in_use)
     queue = PlugQueue(plug.name, plug.index)
     try:

@@ -89,7 +89,9 @@ def _enter_new_namespace() -> None:
     if libc.unshare(_CLONE_NEWNET):
         code = ctypes.get_errno()
         if code == errno.EPERM:
-            raise PrivilegeError("probing for sch_plug needs CAP_SYS_ADMIN; run as root or set hold = 'tap'")
+            raise PrivilegeError(
+                "probing for sch_plug needs CAP_SYS_ADMIN; run as root or choose the hold 'tap'"
+            )
         raise KernelRefusedError(
-            f"no network namespace to probe in: {os.strerror(code)}; set hold = 'tap', or free some"
+            f"no network namespace to probe in: {os.strerror(code)}; choose the hold 'tap', or free some"
         )

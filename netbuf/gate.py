@@ -128,6 +128,10 @@ class KernelGate:
         if not self._closed:
             self._numbers[PASS_AFTER] = kept_items
 
+    def is_open(self) -> bool:
+        """Whether a frame that came now would pass."""
+        return not self._closed and self._numbers[KEPT] == self._numbers[PASS_AFTER]
+
     def shut(self) -> None:
         """One store."""
         if not self._closed:

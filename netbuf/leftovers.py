@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netbuf.errors import (
@@ -33,24 +34,50 @@ _PORT_OF = "netbuf: port of "
 
 
 class HoldLock:
-    """The right to hold by the IFB `name`; freed by `close` or with the process."""
+    """The right to hold what the guest tap `guest` sends; freed by `close` or with the process."""
 
     __slots__ = ("_socket",)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, guest: str) -> None:
         """Take it. Raises `NameClashError` if a living process has it."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            self._socket.bind(f"\0netbuf.hold.{name}")
+            self._socket.bind(_lock_address(guest))
         except OSError as error:
             self._socket.close()
             if error.errno != errno.EADDRINUSE:
-                raise KernelRefusedError(f"locking hold {name!r} failed: {error.strerror}") from error
-            raise NameClashError(f"hold {name!r} belongs to a running process; end that one first") from error
+                raise KernelRefusedError(f"locking tap {guest!r} failed: {error.strerror}") from error
+            raise NameClashError(
+                f"tap {guest!r} is held by a running process already; end that one first"
+            ) from error
 
     def close(self) -> None:
         """Free it. Idempotent."""
         self._socket.close()
+
+
+def _lock_address(guest: str) -> str:
+    return f"\0netbuf.hold.{guest}"
+
+
+def is_locked(guest: str) -> bool:
+    """Whether a living process holds what `guest` sends. Only asks: nobody is kept from taking the lock."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(_lock_address(guest))
+        except ConnectionRefusedError:
+            return False
+        except OSError as error:
+            raise KernelRefusedError(
+                f"asking for the lock of tap {guest!r} failed: {error.strerror}"
+            ) from error
+        return True
+
+
+def guests_of(hold: Link) -> tuple[str, str]:
+    """The names that the guest tap of a hold's IFB may have: a `GuestTap`'s, or an attached tap's own."""
+    prefix = hold.name.removesuffix(HOLD_SUFFIX)
+    return prefix + GUEST_SUFFIX, prefix
 
 
 def is_hold(link: Link) -> bool:
@@ -72,8 +99,16 @@ def tap_holds(network: Network) -> list[tuple[Link, Link]]:
 def clear(network: Network, guest: str, hold: str) -> None:
     """Remove what a predecessor has left of `hold` and on `guest`, which ends down and in no bridge.
 
-    Prerequisite: the lock of `hold`. Raises `NameClashError` for what is not a leftover of ours.
+    Prerequisite: the lock of `guest`. Raises `NameClashError` for what is not a leftover of ours.
     """
+    _refuse_strangers(network, guest, hold)
+    network.down(guest)
+    network.part(guest)
+    network.delete(hold)
+    network.unhook(guest)
+
+
+def _refuse_strangers(network: Network, guest: str, hold: str) -> None:
     found = network.link(hold)
     if found is not None and not is_hold(found):
         raise NameClashError(f"interface {hold!r} exists already and is no hold; delete it or rename the tap")
@@ -82,12 +117,8 @@ def clear(network: Network, guest: str, hold: str) -> None:
     if strangers:
         raise NameClashError(
             f"{guest!r} is redirected to interface {min(strangers)}, which is no leftover; "
-            f"end who holds it (if that one is dead: python -m netbuf clean), or create a new guest tap"
+            f"end who redirects it, or create a new guest tap"
         )
-    network.down(guest)
-    network.part(guest)
-    network.delete(hold)
-    network.unhook(guest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +136,8 @@ def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
     Raises `TapError`, `BridgeError`, `NameClashError`. On success the tap is down and in no bridge, as a new
     one would be.
     """
+    if not name.isascii() or not (bridge or "").isascii():
+        raise TapError(f"tap={name!r}, bridge={bridge!r}: a name that is not ASCII; rename the interface")
     link = network.link(name)
     if link is None:
         raise TapError(f"tap={name!r} doesn't exist; name the tap of a running guest (ip -d link)")
@@ -120,11 +153,11 @@ def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
     if named is None:
         raise BridgeError(f"tap={name!r} is in no bridge; say in which its guest's LAN is by bridge")
     network.bridge(named)
-    if network.link(prefix + TAP_HOLD_SUFFIX) is not None:
-        raise NameClashError(f"tap={name!r} is held by a running process already; end that one first")
     hold = prefix + HOLD_SUFFIX
-    lock = HoldLock(hold)
+    lock = HoldLock(name)
     try:
+        _refuse_strangers(network, name, hold)
+        # Before it leaves its bridge, and not if it is refused: `clean` believes what is written here.
         network.describe(name, _PORT_OF + named)
         clear(network, name, hold)
     finally:
@@ -141,32 +174,41 @@ def clean(network: Network) -> list[str]:
     lines = []
     for link in network.links():
         if is_hold(link):
-            try:
-                lock = HoldLock(link.name)
-            except NameClashError:
-                lines.append(f"{link.name}: in use, left alone")
-                continue
-            network.delete(link.name)
-            lock.close()
+            with ExitStack() as locks:
+                try:
+                    for guest in guests_of(link):
+                        locks.callback(HoldLock(guest).close)
+                except NameClashError:
+                    lines.append(f"{link.name}: in use, left alone")
+                    continue
+                network.delete(link.name)
             lines.append(f"{link.name}: removed, with all that it held")
     for link in network.links():
         if link.kind == "tun" and _is_leftover(network, link):
-            network.down(link.name)
-            network.unhook(link.name)
-            lines.append(f"{link.name}: {_put_back(network, link)}")
+            try:
+                lock = HoldLock(link.name)
+            except NameClashError:
+                continue  # held again by now
+            try:
+                network.down(link.name)
+                network.unhook(link.name)
+                lines.append(f"{link.name}: {_put_back(network, link)}")
+            finally:
+                lock.close()
     return lines
 
 
 def _is_leftover(network: Network, link: Link) -> bool:
     """A tap that nobody holds, and that was taken out of its bridge or is redirected to nowhere."""
-    if link.alias.startswith(_PORT_OF):
-        try:
-            HoldLock(link.name + HOLD_SUFFIX).close()
-        except NameClashError:
-            return False
-        return network.link(link.name + TAP_HOLD_SUFFIX) is None
-    targets = _targets(network, link)
-    return bool(targets) and not any(targets)
+    if is_locked(link.name):
+        return False
+    try:
+        targets = network.redirects(link.index)
+    except NetbufError:
+        return False  # somebody else's filters
+    if any(targets):
+        return False  # where they lead is alive
+    return link.alias.startswith(_PORT_OF) or bool(targets)
 
 
 def _targets(network: Network, tap: Link) -> list[int]:

@@ -91,6 +91,7 @@ class PlugHold:
         self._leaving = trio.Lock()  # releases and openings take turns
         self._changed = trio.Event()  # replaced whenever it is set
         self._refused_items = 0
+        self._broken: BrokenError | None = None  # met where it can't be raised: `run` does
         self._running = False
         self._closed = False
 
@@ -113,8 +114,13 @@ class PlugHold:
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.5 ms: the kernel is asked."""
         if not self._closed and self._ledger.state is not HoldState.DISCARDED:
-            with suppress(NetbufError):
+            try:
                 self._observe()
+            except BrokenError as error:
+                self._broken = error
+                self._wake()
+            except NetbufError:
+                pass  # what was known before
         self._gate_meter.book()
         return self._ledger.statistics(dropped_elsewhere_items=self._plumbing.undelivered().items)
 
@@ -244,6 +250,8 @@ class PlugHold:
                     self._queue.release_all()
             task_status.started()
             while not self._closed:
+                if self._broken is not None:
+                    raise self._broken
                 if self._ledger.state is not HoldState.DISCARDED:
                     self._observe()
                     self._open_gate()
@@ -256,8 +264,10 @@ class PlugHold:
             self._running = False
             if self._ledger.state is HoldState.OPEN:
                 self._shut_gate()
-                with suppress(NetbufError):
+                try:
                     self._queue.buffer()
+                except NetbufError:
+                    self._cut()  # a plug that can't be closed is not left open
 
     def _pause_s(self) -> float:
         match self._ledger.state:

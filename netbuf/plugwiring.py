@@ -76,7 +76,7 @@ class PlugWiring:
         self._guest = guest.name
         self._hold = guest.prefix + HOLD_SUFFIX
         with ExitStack() as undo:
-            self._lock = HoldLock(self._hold)
+            self._lock = HoldLock(guest.name)
             undo.callback(self._lock.close)
             self._network = network or Network()
             undo.callback(self._network.close)

@@ -46,9 +46,9 @@ _ETH_P_ALL = 3  # linux/if_ether.h
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
 _ANY_CLASS = 0x10001  # u32 wants to name a class; the action decides before anybody looks at it
 
-# The lower comes first.
-_GATE_PRIORITY = 1
-_REDIRECT_PRIORITY = 2
+# The lower comes first. "na" and "nb" in ASCII: by its priority a redirect is known as one of ours.
+_GATE_PRIORITY = 0x6E61
+_REDIRECT_PRIORITY = 0x6E62
 _GATE_NAME = "netbuf-gate"
 
 
@@ -355,9 +355,10 @@ def _options(entry: Any) -> Any:
 
 
 def _may_be_ours(entry: Any) -> bool:
-    """A u32 filter, a gate, or the head of a list of bpf filters, which says nothing of them."""
+    """A redirect, a gate, or the head of a list of bpf filters, which says nothing of them."""
     kind = entry.get_attr("TCA_KIND")
-    return kind == "u32" or _is_gate(entry) or (kind == "bpf" and _options(entry) is None)
+    is_redirect = kind == "u32" and entry["info"] >> 16 == _REDIRECT_PRIORITY  # tcm_info of rtnetlink(7)
+    return is_redirect or _is_gate(entry) or (kind == "bpf" and _options(entry) is None)
 
 
 def _is_gate(entry: Any) -> bool:

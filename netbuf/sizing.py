@@ -11,6 +11,8 @@ ca77d85e, "net: complete all queued packets on VM stop") by dropping it: it woul
 
 from __future__ import annotations
 
+import math
+
 from netbuf.errors import LimitError
 
 # Nothing that we protect emits faster: 10 Gbit/s is more than a guest gets through one queue of virtio-net.
@@ -23,6 +25,11 @@ POLL_S_MAX = 0.020
 
 # From full to a guest that stands still: one poll, then what the engine and QEMU's `stop` take.
 _REACTION_S = POLL_S_MAX + 0.030
+
+# A timer's hold: below the least a burst fills it at once; above the most it is released before its time,
+# which costs nobody anything, while memory does.
+_LIMIT_BYTES_LEAST = 1 << 20
+_LIMIT_BYTES_MOST = 1 << 30
 
 # The kernel keeps limit and backlog as 32-bit numbers.
 _KERNEL_LIMIT_BYTES_MAX = (1 << 32) - 1
@@ -49,11 +56,12 @@ def limit_bytes(link_mbit_per_s: int, epoch_ms: float) -> int:
 
     Two, for while one is sealed the next is open; half, for that is where `soon` asks for an early release.
     """
-    if link_mbit_per_s < 1 or epoch_ms <= 0:
+    if link_mbit_per_s < 1 or not 0 < epoch_ms < math.inf:
         raise LimitError(
             f"link_mbit_per_s={link_mbit_per_s}, epoch_ms={epoch_ms}: both must be positive to size a hold"
         )
-    return max(1 << 20, round(link_mbit_per_s * 1e6 / 8 * epoch_ms / 1e3 * 2 * 2))
+    wanted = link_mbit_per_s * 1e6 / 8 * epoch_ms / 1e3 * 2 * 2
+    return max(_LIMIT_BYTES_LEAST, round(min(wanted, _LIMIT_BYTES_MOST)))
 
 
 def poll_s(held_bytes: int, limit_bytes: int) -> float:

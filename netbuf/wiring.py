@@ -16,6 +16,7 @@ from typing import Protocol
 
 from netbuf.errors import InterfaceVanishedError, NetbufError
 from netbuf.gate import Gate, make_gate
+from netbuf.leftovers import HoldLock
 from netbuf.redirect import NO_IPV6_MTU_BYTES, Hook, Network, Undelivered
 from netbuf.tap import OUTLET_SUFFIX, TAP_HOLD_SUFFIX, Guest, Tap
 
@@ -70,6 +71,8 @@ class TapWiring:
         Raises errors of `netbuf.errors`; then only the guest tap is left, down or without a way out.
         """
         with ExitStack() as undo:
+            self._lock = HoldLock(guest.name)
+            undo.callback(self._lock.close)
             self._network = network or Network()
             undo.callback(self._network.close)
             lan = self._network.bridge(bridge)
@@ -144,3 +147,4 @@ class TapWiring:
             self._outlet.close()
             self._hold.close()
             self._network.close()
+            self._lock.close()

@@ -30,6 +30,8 @@ from integration.netbuf_frames import BROADCAST, GUEST_MAC, HOST_MAC, LAN_MAC, N
 from pyroute2 import IPRoute
 
 from netbuf import Backend, GuestTap, Hold, make_hold
+from netbuf.gate import KernelGate
+from netbuf.redirect import Hook, Network
 from netbuf.tap import VNET_HEADER_BYTES, Guest
 
 REQUIREMENTS = [
@@ -215,6 +217,21 @@ def by_each_hold(**lab_settings: Any) -> Callable[[Callable[[Lab], Any]], Callab
         return pytest.mark.parametrize("backend", HOLDS)(run)
 
     return decorate
+
+
+@functools.cache
+def kernel_has_gates() -> bool:
+    """Whether a guest tap can be given one. Asked in a child, for it needs a namespace."""
+
+    def ask() -> None:
+        os.close(unshare_network())
+        network = Network()
+        guest = GuestTap.create("rl0")
+        network.redirect(guest.name, Hook.INGRESS, "lo")
+        network.attach_gate(guest.name, KernelGate().program_fileno(), "lo")
+
+    _, status = os.waitpid(fork(ask), 0)
+    return not status
 
 
 def fork(act: Callable[[], None]) -> int:

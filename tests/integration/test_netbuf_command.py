@@ -118,6 +118,21 @@ def test_a_life_on_the_command_line(lab: Lab) -> None:
     assert invoked("clean").output == invoked("status").output == ""
 
 
+@by_each_hold()
+def test_a_refused_hold_and_clean_leave_a_living_one_alone(lab: Lab) -> None:
+    hold = lab.make_hold()
+    hold.hold(1)
+    with pytest.raises(NameClashError, match="held by a running process"):
+        cli.main(["hold", "--tap", lab.guest.name, "--every", "20", "--bridge", "br0"], standalone_mode=False)
+    said = invoked("clean").output
+    assert "unheld" not in said
+    assert "removed" not in said
+    lab.emit(*numbered(0, 5))
+    assert lab.on_lan() == []
+    hold.seal(1)
+    assert lab.on_lan() == []
+
+
 @namespaced()
 def test_what_a_tap_hold_could_not_take_is_shown(lab: Lab) -> None:
     hold = lab.make_hold()

@@ -29,20 +29,6 @@ def test_a_module_is_loaded_or_built_in(module: str) -> None:
     assert module in loaded | {"af_packet", "virtio_pci"}
 
 
-def test_the_plug_qdisc_holds() -> None:
-    output_of("ip link add held type ifb")
-    try:
-        output_of("tc qdisc add dev held root plug limit 65536")
-        assert "plug" in output_of("tc qdisc show dev held")
-    finally:
-        output_of("ip link del held")
-
-
-def test_pages_have_a_soft_dirty_bit() -> None:
-    assert Path("/proc/self/clear_refs").exists()
-    Path("/proc/self/clear_refs").write_text("4")
-
-
 def test_there_is_a_network_block_device() -> None:
     assert Path("/dev/nbd0").is_block_device()
 

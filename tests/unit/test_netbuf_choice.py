@@ -21,7 +21,7 @@ def lacks_plug() -> None:
 
 
 def lacks_privilege() -> None:
-    raise PrivilegeError("probing for sch_plug needs CAP_SYS_ADMIN; run as root or set hold = 'tap'")
+    raise PrivilegeError("probing for sch_plug needs CAP_SYS_ADMIN; run as root or choose the hold 'tap'")
 
 
 def never_asked() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from netbuf.errors import BridgeError, InterfaceVanishedError, NameClashError, TapError
-from netbuf.leftovers import HoldLock, attach, clean, clear, tap_holds
+from netbuf.leftovers import HoldLock, attach, clean, clear, is_locked, tap_holds
 from netbuf.redirect import HOLD_ADDRESS, Bridge, Link
 
 
@@ -143,16 +143,31 @@ def test_what_cannot_be_attached_is_named() -> None:
 
 def test_a_tap_that_is_held_is_not_attached() -> None:
     network = FakeNetwork(HOLD)
-    lock = HoldLock("unit0i")
+    lock = HoldLock("unit0")
     try:
-        with pytest.raises(NameClashError, match="'unit0i' belongs to a running process"):
+        assert is_locked("unit0")
+        with pytest.raises(NameClashError, match="'unit0' is held by a running process"):
             attach(network, "unit0", None)  # type: ignore[arg-type]
     finally:
         lock.close()
-    held_by_tap = FakeNetwork(Link("unit0h", 8, "tun", "", "", 0))
-    with pytest.raises(NameClashError, match="tap='unit0' is held"):
-        attach(held_by_tap, "unit0", None)  # type: ignore[arg-type]
-    assert network.asked == held_by_tap.asked == []
+    assert not is_locked("unit0")
+    assert network.asked == []
+
+
+def test_a_refused_tap_is_not_taken_for_a_leftover_later() -> None:
+    network = FakeNetwork(Link("rl0h", 8, "tun", "", "", 0))
+    network.tap.targets = [8]
+    with pytest.raises(NameClashError, match="redirected to interface 8"):
+        attach(network, "unit0", None)  # type: ignore[arg-type]
+    network.known["unit0"] = replace(network.known["unit0"], alias="netbuf: port of br0")
+    assert clean(network) == []  # type: ignore[arg-type]
+    assert network.asked == []
+
+
+def test_names_that_no_interface_can_have_are_refused() -> None:
+    for name, bridge in (("\udcff", None), ("unit0", "br\udcff")):
+        with pytest.raises(TapError, match="not ASCII"):
+            attach(FakeNetwork(), name, bridge)  # type: ignore[arg-type]
 
 
 def test_tap_holds_are_known_by_their_redirects_and_names() -> None:
@@ -198,7 +213,7 @@ def test_clean_leaves_what_is_in_use_alone() -> None:
     network = FakeNetwork(HOLD)
     network.tap.targets = [HOLD.index]
     network.known["unit0"] = replace(TAP, alias="netbuf: port of br0")
-    lock = HoldLock("unit0i")
+    lock = HoldLock("unit0")
     try:
         assert clean(network) == ["unit0i: in use, left alone"]  # type: ignore[arg-type]
     finally:

@@ -268,6 +268,35 @@ async def test_cancelling_run_stops_an_open_hold_and_running_it_again_resumes() 
         hold.close()
 
 
+async def test_a_break_that_statistics_meets_is_raised_by_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    hold.hold(1)
+    with pytest.RaisesGroup(pytest.RaisesExc(HoldBrokenError, match="no plug of ours")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold.run)
+            await trio.testing.wait_all_tasks_blocked()
+            plug.broken = True
+            assert hold.statistics().state is HoldState.DISCARDED
+
+
+async def test_a_plug_that_cannot_be_closed_is_cut() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    await hold.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        plug.send(*numbered(0))
+        plug.received()
+        plug.broken = True
+        nursery.cancel_scope.cancel()
+    plug.send(*numbered(1))
+    assert plug.received() == []
+    assert hold.statistics().state is HoldState.DISCARDED
+
+
 # --- the gate ---------------------------------------------------------------------------------------
 
 SETTLED_S = 0.1

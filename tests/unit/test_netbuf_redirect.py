@@ -303,16 +303,19 @@ def gate_options(*actions: Attributes) -> Attributes:
     )
 
 
-def redirect_to(index: int) -> Attributes:
+OURS = 0x6E62 << 16  # tcm_info: the priority is in its upper half
+STRANGERS = 2 << 16
+
+
+def redirect_to(index: int, info: int = OURS) -> Attributes:
     action = action_to(index)
-    return Attributes(
-        TCA_KIND="u32", TCA_OPTIONS=Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})
-    )
+    options = Attributes(TCA_U32_ACT={"attrs": [("TCA_ACT_PRIO_1", action)]})
+    return Attributes(TCA_KIND="u32", info=info, TCA_OPTIONS=options)
 
 
 def test_redirects_are_known_by_their_targets() -> None:
     netlink = FakeNetlink("rl0g")
-    netlink.filters = [Attributes(TCA_KIND="u32"), redirect_to(7), redirect_to(0)]
+    netlink.filters = [Attributes(TCA_KIND="u32", info=OURS), redirect_to(7), redirect_to(0)]
     assert Network(netlink).redirects(1) == [7, 0]
 
 
@@ -339,7 +342,8 @@ def test_filters_of_somebody_else_are_named() -> None:
     for entry in (
         Attributes(TCA_KIND="flower"),
         Attributes(TCA_KIND="bpf", TCA_OPTIONS=named),
-        Attributes(TCA_KIND="u32", TCA_OPTIONS=other),
+        Attributes(TCA_KIND="u32", info=OURS, TCA_OPTIONS=other),
+        redirect_to(0, info=STRANGERS),
     ):
         netlink.filters = [entry]
         with pytest.raises(NameClashError, match="somebody else's"):

@@ -1,5 +1,7 @@
 """netbuf.sizing: limits that leave room for what comes until the guest stands still."""
 
+import math
+
 import pytest
 
 from netbuf.errors import LimitError
@@ -29,10 +31,13 @@ def test_a_limit_that_the_kernel_cannot_count_is_named() -> None:
 def test_two_epochs_at_the_rate_of_the_link_are_half_of_the_limit() -> None:
     assert limit_bytes(1000, 40) == 2 * 2 * 5_000_000
     assert limit_bytes(1, 1) == 1 << 20
+    assert limit_bytes(1_000_000, 3_600_000) == 1 << 30
 
 
-@pytest.mark.parametrize(("link_mbit_per_s", "epoch_ms"), [(0, 25), (1000, 0), (-1, -1)])
-def test_a_link_or_epoch_of_nothing_is_named(link_mbit_per_s: int, epoch_ms: int) -> None:
+@pytest.mark.parametrize(
+    ("link_mbit_per_s", "epoch_ms"), [(0, 25), (1000, 0), (-1, -1), (1000, math.nan), (1000, math.inf)]
+)
+def test_a_link_or_epoch_of_nothing_is_named(link_mbit_per_s: int, epoch_ms: float) -> None:
     with pytest.raises(LimitError, match=f"link_mbit_per_s={link_mbit_per_s}, epoch_ms={epoch_ms}"):
         limit_bytes(link_mbit_per_s, epoch_ms)
 
