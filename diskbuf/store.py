@@ -86,31 +86,32 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
     Asks `stopped` before each write, and returns False at once if it says so; True means that all is in the
     store. Raises `StoreError` at the first write that fails.
     """
-    index = 0
-    while index < len(extents):
+    pieces: list[Bytes] = []
+    start = end = gathered_max = 0
+    for extent in extents:
+        offset, length = extent.offset, extent.length
+        if extent.kind is Kind.DATA:
+            if pieces and offset == end < gathered_max and len(pieces) < PIECES_MAX:
+                pieces.append(extent.data)
+                end += length
+                continue
+            if pieces:
+                if stopped():
+                    return False
+                store.write(start, pieces)
+            pieces = [extent.data]
+            start, end, gathered_max = offset, offset + length, offset + _GATHER_BYTES_MAX
+        else:
+            if pieces:
+                if stopped():
+                    return False
+                store.write(start, pieces)
+                pieces = []
+            if stopped():
+                return False
+            store.zero(offset, length, punch_hole=extent.kind is Kind.HOLE)
+    if pieces:
         if stopped():
             return False
-        extent = extents[index]
-        if extent.kind is not Kind.DATA:
-            store.zero(extent.offset, extent.length, punch_hole=extent.kind is Kind.HOLE)
-            index += 1
-            continue
-        pieces = _adjacent(extents, index)
-        store.write(extent.offset, pieces)
-        index += len(pieces)
+        store.write(start, pieces)
     return True
-
-
-def _adjacent(extents: Sequence[Extent], first: int) -> list[Bytes]:
-    """The payloads from `extents[first]` on that lie next to each other on the disk, within bounds."""
-    pieces: list[Bytes] = []
-    total = 0
-    end = extents[first].offset
-    for index in range(first, min(first + PIECES_MAX, len(extents))):
-        extent = extents[index]
-        if extent.kind is not Kind.DATA or extent.offset != end or (pieces and total >= _GATHER_BYTES_MAX):
-            break
-        pieces.append(extent.data)
-        total += extent.length
-        end = extent.end
-    return pieces

@@ -34,7 +34,7 @@ def test_a_configuration_is_what_the_daemons_read(role: Role) -> None:
     assert settings.link.detect_ms == 80
     assert (settings.guest.machine, settings.guest.vcpus, settings.guest.accelerator) == ("microvm", 2, "tcg")
     assert [disk.read_only for disk in settings.guest.disks] == [True, False]
-    assert settings.guest.disks[0].path == GUEST.root
+    assert settings.guest.disks[0].image == GUEST.root
     assert str(settings.control_path) == f"/tmp/demo/{role}/run/control.sock"
 
 
