@@ -50,6 +50,9 @@ _LOOKS_MAX = 10_000
 # long after its count the last frame has reached the bridge.
 _SETTLED_S = 0.001
 
+# While the kernel passes frames around the plug there is nothing to see, but that both ends are still there.
+_PASSING_LOOK_S = 0.2
+
 # Opening to holding, with the guest paused: what it sent before is on its way through two softirqs.
 _PLUG_ROUNDS_MAX = 50
 _PLUG_ROUND_S = 0.000_5
@@ -275,7 +278,9 @@ class PlugHold:
                 return poll_s(self._ledger.held_bytes, self._ledger.limit_bytes)
             case HoldState.DISCARDED:
                 return float("inf")
-            case HoldState.OPEN if self._settled and self._passing_after is None:
+            case HoldState.OPEN if self._passing_after is not None:
+                return _PASSING_LOOK_S
+            case HoldState.OPEN if self._settled is not None:
                 return _SETTLED_S
             case _:
                 return POLL_S_MAX

@@ -30,7 +30,7 @@ MODULES = (
     # what the lab itself stands on
     *("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"),
     # holding and redirecting frames
-    *("ifb", "sch_plug", "sch_ingress", "sch_netem", "act_mirred", "cls_matchall", "cls_u32"),
+    *("ifb", "sch_plug", "sch_ingress", "sch_netem", "act_mirred", "cls_bpf", "cls_matchall", "cls_u32"),
     # the networks of tests
     *("bridge", "8021q", "dummy", "macvlan", "tun", "veth", "vxlan", "af_packet"),
     # disks; the first is looked for by name, so that no other says that it needs it

@@ -42,6 +42,8 @@ PURE = (
     "diskbuf/overlay.py",
     "diskbuf/sealed.py",
     "diskbuf/wire.py",
+    "netbuf/gatemeter.py",
+    "netbuf/gatewire.py",
     "netbuf/ledger.py",
     "netbuf/plugmeter.py",
     "netbuf/plugwire.py",
