@@ -41,6 +41,7 @@ PURE = (
     "diskbuf/negotiation.py",
     "diskbuf/overlay.py",
     "diskbuf/sealed.py",
+    "diskbuf/sizes.py",
     "diskbuf/wire.py",
     "netbuf/gatemeter.py",
     "netbuf/gatewire.py",
