@@ -28,6 +28,7 @@ from netbuf.errors import (
 )
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Pressure
 from netbuf.plughold import PlugHold
+from netbuf.sizing import limit_bytes
 from netbuf.tap import Guest, GuestTap
 from netbuf.taphold import TapHold
 
@@ -66,6 +67,7 @@ __all__ = [
     "TunDeviceError",
     "Wish",
     "choose",
+    "limit_bytes",
     "make_hold",
     "rarp_frame",
 ]

@@ -153,10 +153,12 @@ class EpochSettings(Section):
 
 class BufferSettings(Section):
     """Where the guest's frames wait (`netbuf.choose`), and how much held output is kept in memory, a network
-    interface and a disk each."""
+    interface and a disk each. Without `network_limit_mib` an interface's is sized from `link_mbit`, the rate
+    of the LAN, and the epoch."""
 
     hold: Literal["auto", "plug", "tap"] = "auto"
-    network_limit_mib: int = Field(default=64, ge=1, le=65_536)
+    link_mbit: int = Field(default=10_000, ge=1, le=1_000_000)
+    network_limit_mib: int | None = Field(default=None, ge=1, le=65_536)
     disk_limit_mib: int = Field(default=256, ge=1, le=65_536)
 
 

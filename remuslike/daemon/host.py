@@ -15,9 +15,9 @@ import structlog
 import trio
 
 from diskbuf import serve_nbd_unix
-from netbuf import GuestTap, Hold, choose, make_hold
+from netbuf import GuestTap, Hold, choose, limit_bytes, make_hold
 from netbuf.errors import LimitError
-from remuslike.config import BufferSettings, GuestSettings, NicSettings, Settings
+from remuslike.config import GuestSettings, NicSettings, Settings
 from remuslike.daemon.disks import open_disks
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
@@ -59,7 +59,7 @@ async def open_host(settings: Settings, *, owns_shared: bool) -> AsyncIterator[H
         nics = [
             (_make_tap(stack, f"{settings.name[:10]}{number}"), nic) for number, nic in enumerate(guest.nics)
         ]
-        holds = await _make_holds(stack, settings.buffers, nics, depth)
+        holds = await _make_holds(stack, settings, nics, depth)
         sockets = [settings.run_directory / f"disk-{name}.sock" for name in names]
         async with trio.open_nursery() as nursery:
             for hold in holds:
@@ -78,22 +78,26 @@ def _make_tap(stack: ExitStack, name: str) -> GuestTap:
 
 
 async def _make_holds(
-    stack: ExitStack, buffers: BufferSettings, nics: list[tuple[GuestTap, NicSettings]], depth: int
+    stack: ExitStack, settings: Settings, nics: list[tuple[GuestTap, NicSettings]], depth: int
 ) -> list[Hold]:
     """One for each of the interfaces, all of the kind that the configuration and this kernel allow."""
     if not nics:
         return []
-    limit_bytes = buffers.network_limit_mib << 20
+    buffers = settings.buffers
+    if buffers.network_limit_mib is None:
+        most_bytes = limit_bytes(buffers.link_mbit, settings.epoch.epoch_ms)
+    else:
+        most_bytes = buffers.network_limit_mib << 20
     try:
-        choice = await trio.to_thread.run_sync(choose, buffers.hold, limit_bytes)
+        choice = await trio.to_thread.run_sync(choose, buffers.hold, most_bytes)
     except LimitError as error:
         raise ConfigurationError(
             f"buffers.network_limit_mib = {buffers.network_limit_mib}: {error}"
         ) from error
-    _log.info("hold.chosen", backend=choice.backend.value, reason=choice.reason)
+    _log.info("hold.chosen", backend=choice.backend.value, reason=choice.reason, limit_bytes=most_bytes)
     holds = []
     for tap, nic in nics:
-        hold = make_hold(choice.backend, tap, nic.bridge, limit_bytes, depth)
+        hold = make_hold(choice.backend, tap, nic.bridge, most_bytes, depth)
         stack.callback(hold.close)
         holds.append(hold)
     return holds

@@ -43,12 +43,23 @@ def settings(run_directory: Path, **buffers: Any) -> Settings:
     )
 
 
+def limits(run_directory: Path, **buffers: Any) -> set[int]:
+    """The bytes that each interface may hold."""
+    BridgedLan()
+
+    async def scenario() -> set[int]:
+        async with open_host(settings(run_directory, **buffers), owns_shared=True) as host:
+            return {one["limit_bytes"] for one in host.outputs.statistics().values()}
+
+    return trio.run(scenario)
+
+
 def chosen(run_directory: Path, **buffers: Any) -> tuple[int, set[str], list[Any]]:
     """What a host with these `buffers` ends up with: depth, backends in its statistics, lines of the log."""
     BridgedLan()
 
     async def scenario() -> tuple[int, set[str]]:
-        async with open_host(settings(run_directory, **buffers)) as host:
+        async with open_host(settings(run_directory, **buffers), owns_shared=True) as host:
             statistics = host.outputs.statistics()
             assert list(statistics) == ["network0", "network1"]
             return host.outputs.depth, {one["backend"] for one in statistics.values()}
@@ -104,6 +115,21 @@ def test_auto_takes_the_tap_elsewhere_and_says_what_is_missing(tmp_path: Path) -
         assert "sch_plug" in line["reason"]
 
     run_in_namespace(scenario)
+
+
+@pytest.mark.parametrize(
+    ("buffers", "limit_bytes"),
+    [({}, 125_000_000), ({"link_mbit": 1000}, 12_500_000), ({"network_limit_mib": 3}, 3 << 20)],
+)
+def test_the_limit_is_sized_from_the_link_and_the_epoch(
+    tmp_path: Path, buffers: dict[str, int], limit_bytes: int
+) -> None:
+    """Of 25 ms: four times what comes in one."""
+    run_in_namespace(lambda: assert_limit(tmp_path, buffers, limit_bytes))
+
+
+def assert_limit(directory: Path, buffers: dict[str, int], limit_bytes: int) -> None:
+    assert limits(directory, **buffers) == {limit_bytes}
 
 
 def test_a_plug_that_the_kernel_lacks_is_not_replaced(tmp_path: Path) -> None:

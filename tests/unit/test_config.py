@@ -161,7 +161,8 @@ def test_a_minimal_file_has_the_stated_defaults() -> None:
     assert (settings.epoch.epoch_ms, settings.epoch.window) == (25, 2)
     assert (settings.link.detect_ms, settings.link.ack) == (100, "memory")
     buffers = settings.buffers
-    assert (buffers.hold, buffers.network_limit_mib, buffers.disk_limit_mib) == ("auto", 64, 256)
+    assert (buffers.hold, buffers.link_mbit, buffers.disk_limit_mib) == ("auto", 10_000, 256)
+    assert buffers.network_limit_mib is None
     assert (settings.log.level, settings.log.format) == ("info", "json")
     assert settings.guest.disks == []
     assert settings.guest.nics == []
@@ -275,6 +276,7 @@ def test_a_value_of_the_wrong_type_is_named(old: str, new: str, named: str) -> N
         ('store = "file:/var/data.img"', 'store = "ftp://host/data"', "store = 'ftp://host/data'"),
         ('journal = "/srv/data.journal"', "journal = true", "guest.disks.1.journal"),
         ('tracker = "soft-dirty"', 'tracker = "dirty-ring"', "guest.tracker = 'dirty-ring'"),
+        ("network_limit_mib = 8", "link_mbit = 0", "buffers.link_mbit = 0"),
         ("network_limit_mib = 8", "network_limit_mib = 0", "buffers.network_limit_mib = 0"),
         ("disk_limit_mib = 16", "disk_limit_mib = 65537", "buffers.disk_limit_mib = 65537"),
         ('bridge = "br0"', 'bridge = ""', "guest.nics.0.bridge = ''"),
