@@ -20,6 +20,10 @@ run beside them."""
 
 OUTPUT_TAIL_CHARACTERS = 4000
 
+TEMPORARY_ROOT = "/var/tmp"
+"""Where pytest in the lab makes its temporary directories. It removes old ones by their numbers; under /tmp
+they are of the runs outside, and what it removed in its overlay this run's own commands would miss."""
+
 _NOT_FOR_THE_LAB = {"PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTHONDONTWRITEBYTECODE"}
 """The options are for the outside; and what Python compiles in the lab is for the next test there."""
 
@@ -74,6 +78,7 @@ class Remote:
 
     def _start(self, nodes: Sequence[str]) -> Running:
         environment = {name: text for name, text in os.environ.items() if name not in _NOT_FOR_THE_LAB}
+        environment["PYTEST_DEBUG_TEMPROOT"] = TEMPORARY_ROOT
         arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *nodes]
         self._running = self.lab().start(arguments, TIMEOUT_S, environment=environment)
         return self._running
