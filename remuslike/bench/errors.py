@@ -4,6 +4,7 @@
 RemusError
 └── BenchError                    never raised itself
     ├── BenchOptionError          yours: a value that can't be used (also a UsageError: exit status 2)
+    ├── ResultsError              yours: a file that holds no results this program reads (status 2, too)
     ├── BenchEnvironmentError     this machine's: no root, a missing tool or kernel facility
     └── MeasurementError          a part of the measurement failed or was silent too long; it has no figures
 ```
@@ -22,6 +23,10 @@ class BenchError(RemusError):
 
 class BenchOptionError(BenchError, UsageError):
     """Your fault: an option's value can't be used."""
+
+
+class ResultsError(BenchError, UsageError):
+    """The fault of whoever named the file: it holds no results, damaged ones, or those of another version."""
 
 
 class BenchEnvironmentError(BenchError):
