@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remuslike.bench.errors import ResultsError
 
-FORMAT = "remuslike-bench-run"
+FORMAT: Final = "remuslike-bench-run"
 FORMAT_VERSION = 1
 """Counts up when a reader would have to change."""
 
