@@ -77,10 +77,15 @@ class DiskBuffer:
         self._sync_releases = sync_releases
         self._in_memory = store.read_view(0, 1) is not None
         self._gate = Gate(
-            limit_bytes=limit_bytes, depth=depth, read_only=store.read_only, rose=self._tell_later
+            limit_bytes=limit_bytes,
+            depth=depth,
+            read_only=store.read_only,
+            rose=self._tell_later,
+            began=self._tell_output_later,
         )
         self._reading = Reading(self._gate, store, in_memory=self._in_memory)
         self._pressure_callbacks: list[Callable[[Pressure], None]] = []
+        self._output_callbacks: list[Callable[[int], None]] = []
         self._engine: trio.lowlevel.TrioToken | None = None
         self._store_turn = trio.Lock()
         self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
@@ -108,6 +113,16 @@ class DiskBuffer:
     def on_pressure(self, callback: Callable[[Pressure], None]) -> None:
         """Call `callback(level)` in the trio thread, soon after the level has risen."""
         self._pressure_callbacks.append(callback)
+
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        """From the next epoch on, have `callback(epoch)` called in the trio thread, once an epoch, soon after
+        its first change was held or a flush was answered in it."""
+        self._output_callbacks.append(callback)
+        self._gate.tell_beginnings()
+
+    def open_items(self) -> int:
+        """How many changes the open epoch has so far; flushes are not among them."""
+        return self._gate.open_items
 
     def hold(self, epoch: int) -> None:
         """From now on, changes belong to `epoch`. Those that were answered before are in the store."""
@@ -237,11 +252,17 @@ class DiskBuffer:
         of stable storage: nobody sees the answer before it (P1)."""
         return self._gate.state is State.OPEN and not self._in_memory
 
+    def note_flush(self) -> None:
+        """A client's flush is answered without `sync`, for `sync_waits` is false."""
+        self._gate.note_flush()
+
     def sync(self) -> None:
         """Return when every change that was answered is as safe as the state makes it: in the store and on
         stable storage if `open`. Raises `StoreError`."""
         if self._gate.state is State.OPEN:
             self._store.sync()
+        else:
+            self._gate.note_flush()
 
     @property
     def zeroes_fast(self) -> bool:
@@ -311,13 +332,23 @@ class DiskBuffer:
 
     def _tell_later(self, level: Pressure) -> None:
         """The level rose, in whatever thread; tell it in the engine's, if that is still there."""
+        self._in_engine(self._tell, level)
+
+    def _tell_output_later(self, epoch: int) -> None:
+        self._in_engine(self._tell_output, epoch)
+
+    def _in_engine(self, tell: Callable[[_T], None], what: _T) -> None:
         assert self._engine is not None, "nothing is held before hold()"
         with suppress(trio.RunFinishedError):
-            self._engine.run_sync_soon(self._tell, level)
+            self._engine.run_sync_soon(tell, what)
 
     def _tell(self, level: Pressure) -> None:
         for callback in self._pressure_callbacks:
             callback(level)
+
+    def _tell_output(self, epoch: int) -> None:
+        for callback in self._output_callbacks:
+            callback(epoch)
 
     async def _let_out_everything(self) -> None:
         """Write all that is held to the store, in order. With `_store_turn`."""

@@ -185,6 +185,8 @@ class Connection:
         elif payload is not None or command in _CHANGING:
             self._answer_change(request, _change_of(request, payload))
         elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits):
+            if command == _FLUSH:
+                self._buffer.note_flush()
             self._reply([encode_reply(request.cookie)])
         else:
             self._answer_later(self._store, request, None)

@@ -34,17 +34,27 @@ class Admission(Enum):
 class Gate:
     """The overlay, the state and the limit of one disk. Every method may be called from any thread.
 
-    `rose(level)` is called under the lock when the pressure rises; it must not block or call back.
+    `rose(level)` is called under the lock when the pressure rises, and `began(epoch)` at the first change or
+    flush of each epoch from the next one after `tell_beginnings`; they must not block or call back.
     """
 
     def __init__(
-        self, *, limit_bytes: int, depth: int, read_only: bool, rose: Callable[[Pressure], None]
+        self,
+        *,
+        limit_bytes: int,
+        depth: int,
+        read_only: bool,
+        rose: Callable[[Pressure], None],
+        began: Callable[[int], None],
     ) -> None:
         self.depth = depth
         self.read_only = read_only
         self.state = State.CLOSED
         self.pressure = Pressure.NONE
         self._rose = rose
+        self._began = began
+        self._tells_beginnings = False
+        self._untold = False  # the open epoch's first output is yet to come, and to be told of
         self._overlay = Overlay(limit_bytes)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -74,6 +84,12 @@ class Gate:
                     return decided
                 self._wait()
             return Admission.WAITS
+
+    def note_flush(self) -> None:
+        """A flush is answered. While holding that is an output, too: the guest goes on as if all was safe."""
+        if self._untold:
+            with self._lock:
+                self._note_output()
 
     def passed(self, extent: Extent, *, written: bool) -> None:
         """A change that passed is in the store, or has failed to get there."""
@@ -116,6 +132,7 @@ class Gate:
                     f"hold({epoch}) while {self.state}; only a closed or open buffer begins to hold"
                 )
             self._overlay.begin(epoch)
+            self._untold = self._tells_beginnings
             self._preparing = False
             self.state = State.HOLDING
 
@@ -142,15 +159,26 @@ class Gate:
                     f"seal({epoch}) with {sealed} unreleased and depth {self.depth}; release one first"
                 )
             self._overlay.seal()
+            self._untold = self._tells_beginnings
             self._preparing = False
 
     def discard(self) -> None:
         """See `DiskBuffer.discard`."""
         with self._lock:
             self.state = State.DISCARDED
+            self._untold = False
             self._dropped_items += self._overlay.clear()
             self._note_held()
             self._look_again()
+
+    def tell_beginnings(self) -> None:
+        """From the next epoch on, have `began` called."""
+        self._tells_beginnings = True
+
+    @property
+    def open_items(self) -> int:
+        """How many changes the open epoch has; 0 unless holding. As of a moment ago: without the lock."""
+        return len(self._overlay.open_map) if self.state is State.HOLDING else 0
 
     def statistics(self) -> BufferStatistics:
         """A consistent snapshot."""
@@ -221,6 +249,7 @@ class Gate:
             self._opening = self._settling = False
             if opened and self.state is not State.DISCARDED:
                 self.state = State.OPEN
+                self._untold = False
             self._look_again()
 
     def wait_none_passing(self) -> None:
@@ -264,6 +293,8 @@ class Gate:
                 if self._settling or (self.pressure is Pressure.FULL and not self._preparing):
                     return Admission.WAITS
                 self._overlay.put(extent)
+                if self._untold:
+                    self._note_output()
                 self._note_held()
                 return Admission.HELD
             if self.state is State.OPEN:
@@ -271,6 +302,11 @@ class Gate:
                 return Admission.PASSES
         reason = "its store is read-only" if self.read_only else f"the buffer is {self.state}"
         raise WriteRefusedError(f"write of {extent.length} bytes at {extent.offset} refused: {reason}")
+
+    def _note_output(self) -> None:
+        if self._untold:
+            self._untold = False
+            self._began(self._overlay.open_epoch)
 
     def _note_held(self) -> None:
         before, self.pressure = self.pressure, self._overlay.pressure

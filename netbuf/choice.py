@@ -77,11 +77,16 @@ def choose(wish: Wish, limit_bytes: int, *, probe: Callable[[], None] = probe_pl
     return Choice(Backend.PLUG, "asked for" if wish == "plug" else "this kernel has ifb and sch_plug")
 
 
-def make_hold(backend: Backend, guest: Guest, bridge: str, limit_bytes: int, depth: int) -> Hold:
-    """A closed hold of the chosen kind. A plug has a depth of 1, whatever `depth` would be wanted."""
+def make_hold(
+    backend: Backend, guest: Guest, bridge: str, limit_bytes: int, depth: int, *, keep_frames: bool = False
+) -> Hold:
+    """A closed hold of the chosen kind. A plug has a depth of 1, whatever `depth` would be wanted.
+
+    `keep_frames`: `sealed_frames` is to be asked for what a survivor would replay.
+    """
     if backend is Backend.PLUG:
-        return PlugHold(guest, bridge, limit_bytes)
-    return TapHold(guest, bridge, limit_bytes, depth)
+        return PlugHold(guest, bridge, limit_bytes, keep_frames=keep_frames)
+    return TapHold(guest, bridge, limit_bytes, depth, keep_frames=keep_frames)
 
 
 def _enter_new_namespace() -> None:

@@ -6,7 +6,8 @@
     │   ├── SealError                    seal()
     │   ├── ReleaseError                 release()
     │   ├── OpenError                    open()
-    │   └── AnnounceError                announce()
+    │   ├── AnnounceError                announce(), replay()
+    │   └── SealedFramesError            sealed_frames()
     ├── SettingError                 a name or number can't be used
     │   ├── InterfaceNameError           no name for an interface
     │   ├── TapError                     no such tap
@@ -58,7 +59,11 @@ class OpenError(StateError):
 
 
 class AnnounceError(StateError):
-    """`announce` while the buffer has not been opened, or of what is no frame: the caller's fault."""
+    """`announce` or `replay` of a buffer not opened yet, or of what is no frame: the caller's fault."""
+
+
+class SealedFramesError(StateError):
+    """`sealed_frames` of an epoch that isn't sealed, or of a hold that keeps none: the caller's fault."""
 
 
 class SettingError(NetbufError):

@@ -3,11 +3,15 @@
 The kernel runs it for each frame that the guest tap has received:
 
     if kept == pass_after:  count the frame as passed, and match
-    else:                   kept += 1, and leave it to the next filter
+    else:                   kept += 1, notify if it was tell_after until then, and leave it to the next filter
 
-The four numbers are shared with this process. Each has one writer: `pass_after` is ours, the others are the
-kernel's. So "pass from now on, unless one more was kept meanwhile" is a single store, with no instant between
-the question and the answer; and once a frame is kept, so are all that follow it.
+The five numbers are shared with this process. Each has one writer: `pass_after` and `tell_after` are ours,
+the others are the kernel's. So "pass from now on, unless one more was kept meanwhile" is a single store, with
+no instant between the question and the answer; and once a frame is kept, so are all that follow it.
+
+To notify is to put a record into a ring buffer, whose descriptor gets readable. As `kept` rises, that happens
+for one frame only, and costs the others one comparison. The frame is counted before `tell_after` is read: so
+who stores `tell_after` and finds `kept` unchanged after that will be notified of the next frame.
 
 Instructions are those of linux/bpf.h (their reference: Documentation/bpf/standardization of the kernel), in
 the machine's own byte order.
@@ -20,22 +24,26 @@ import sys
 from dataclasses import dataclass
 from enum import IntEnum
 
-KEPT, PASS_AFTER, PASSED, PASSED_BYTES = range(4)
+KEPT, PASS_AFTER, PASSED, PASSED_BYTES, TELL_AFTER = range(5)
 """Where each of the numbers is; 64 bits each."""
 
-NUMBERS_BYTES = 4 * 8
+NUMBERS_BYTES = 5 * 8
 
 NEVER = (1 << 64) - 1
-"""A `pass_after` that `kept` doesn't reach."""
+"""A `pass_after` or `tell_after` that `kept` doesn't reach."""
 
 # bpf(2) numbers its registers; the first holds the kernel's argument, register 0 the answer.
-_ANSWER, _FRAME, _LEFT, _RIGHT, _NUMBERS = 0, 1, 2, 3, 6
+# A call takes its arguments from 1 to 5, and leaves those from 6 on as they are.
+_ANSWER, _FRAME, _LEFT, _RIGHT, _ONE, _NUMBERS = 0, 1, 2, 3, 4, 6
 
-_SET, _JUMP_UNLESS_EQUAL, _EXIT = 0xB7, 0x5D, 0x95
+_SET, _COPY, _JUMP_UNLESS_EQUAL, _CALL, _EXIT = 0xB7, 0xBF, 0x5D, 0x85, 0x95
 _LOAD_32, _LOAD_64 = 0x61, 0x79
 _ADD_64_ATOMICALLY = 0xDB
-_LOAD_ADDRESS = 0x18  # two instructions long
-_OF_MAP_VALUE = 2  # BPF_PSEUDO_MAP_VALUE
+_LOAD_ADDRESS = 0x18
+_OF_MAP, _OF_MAP_VALUE = 1, 2  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+_RING_OUTPUT = 130  # bpf_ringbuf_output(map, data, size, flags)
+_WAKE = 2  # BPF_RB_FORCE_WAKEUP
+_RECORD_BYTES = 8
 
 _LENGTH = 0  # offset of `len` in struct __sk_buff: from the Ethernet header on
 
@@ -43,6 +51,7 @@ _LENGTH = 0  # offset of `len` in struct __sk_buff: from the Ethernet header on
 _MATCH, _NEXT_FILTER = -1, 0
 
 _ARRAY, _MAPPABLE = 2, 1 << 10  # BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE
+_RING = 27  # BPF_MAP_TYPE_RINGBUF
 _CLASSIFIER = 3  # BPF_PROG_TYPE_SCHED_CLS
 
 
@@ -68,13 +77,18 @@ def map_attributes() -> bytes:
     return struct.pack("=IIIII", _ARRAY, key_bytes, NUMBERS_BYTES, elements, _MAPPABLE)
 
 
+def ring_attributes(size_bytes: int) -> bytes:
+    """MAP_CREATE: a ring buffer of `size_bytes`, which is a power of two and whole pages."""
+    return struct.pack("=IIIII", _RING, 0, 0, size_bytes, 0)
+
+
 def program_attributes(instructions: int, count: int, licence: int) -> bytes:
     """PROG_LOAD: `instructions` and `licence` are the addresses of a program and of a string."""
     return struct.pack("=IIQQ", _CLASSIFIER, count, instructions, licence)
 
 
-def program(numbers: int) -> list[bytes]:
-    """The instructions, 8 bytes each, for the map that is open as descriptor `numbers`."""
+def program(numbers: int, ring: int) -> list[bytes]:
+    """The instructions, 8 bytes each, for the maps that are open as descriptors `numbers` and `ring`."""
     passing = [
         _instruction(_LOAD_32, _LEFT, _FRAME, _LENGTH),
         _instruction(_ADD_64_ATOMICALLY, _NUMBERS, _LEFT, 8 * PASSED_BYTES),
@@ -83,21 +97,35 @@ def program(numbers: int) -> list[bytes]:
         _instruction(_SET, _ANSWER, value=_MATCH),
         _instruction(_EXIT),
     ]
+    notifying = [
+        *_address(1, _OF_MAP, ring),
+        _instruction(_COPY, 2, _NUMBERS),  # any bytes will do
+        _instruction(_SET, 3, value=_RECORD_BYTES),
+        _instruction(_SET, 4, value=_WAKE),
+        _instruction(_CALL, value=_RING_OUTPUT),
+    ]
     keeping = [
-        _instruction(_SET, _LEFT, value=1),
-        _instruction(_ADD_64_ATOMICALLY, _NUMBERS, _LEFT, 8 * KEPT),
+        _instruction(_SET, _ONE, value=1),
+        _instruction(_ADD_64_ATOMICALLY, _NUMBERS, _ONE, 8 * KEPT),
+        _instruction(_LOAD_64, _RIGHT, _NUMBERS, 8 * TELL_AFTER),
+        _instruction(_JUMP_UNLESS_EQUAL, _LEFT, _RIGHT, len(notifying)),
+        *notifying,
         _instruction(_SET, _ANSWER, value=_NEXT_FILTER),
         _instruction(_EXIT),
     ]
     return [
-        _instruction(_LOAD_ADDRESS, _NUMBERS, _OF_MAP_VALUE, value=numbers),
-        _instruction(0),
+        *_address(_NUMBERS, _OF_MAP_VALUE, numbers),
         _instruction(_LOAD_64, _LEFT, _NUMBERS, 8 * KEPT),
         _instruction(_LOAD_64, _RIGHT, _NUMBERS, 8 * PASS_AFTER),
         _instruction(_JUMP_UNLESS_EQUAL, _LEFT, _RIGHT, len(passing)),
         *passing,
         *keeping,
     ]
+
+
+def _address(target: int, kind: int, descriptor: int) -> tuple[bytes, bytes]:
+    """Load what the kernel puts in the place of a map's descriptor; two instructions long."""
+    return _instruction(_LOAD_ADDRESS, target, kind, value=descriptor), _instruction(0)
 
 
 def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:

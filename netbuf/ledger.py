@@ -23,7 +23,15 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
-from netbuf.errors import AnnounceError, HoldError, LimitError, OpenError, ReleaseError, SealError
+from netbuf.errors import (
+    AnnounceError,
+    HoldError,
+    LimitError,
+    OpenError,
+    ReleaseError,
+    SealedFramesError,
+    SealError,
+)
 
 
 class Backend(StrEnum):
@@ -124,6 +132,24 @@ class Ledger:
     def oldest_items(self) -> int:
         """How many outputs of the oldest sealed epoch have not left yet; 0 if none is sealed."""
         return self._sealed[0].items if self._sealed else 0
+
+    @property
+    def open_items(self) -> int:
+        """How many outputs the open epoch has; 0 unless holding."""
+        return self._current.items if self._current else 0
+
+    def place_of(self, epoch: int) -> tuple[int, int]:
+        """Of all that is held, oldest first: where the outputs of a sealed epoch begin, and their number.
+
+        Raises `SealedFramesError`.
+        """
+        first = 0
+        for account in self._sealed:
+            if account.epoch == epoch:
+                return first, account.items
+            first += account.items
+        sealed = [account.epoch for account in self._sealed]
+        raise SealedFramesError(f"sealed_frames({epoch}), but sealed are {sealed}; ask before the release")
 
     @property
     def leaving(self) -> bool:
@@ -303,10 +329,10 @@ class Ledger:
         self._current = None
         self._told = Pressure.NONE
 
-    def check_announce(self) -> None:
+    def check_announce(self, what: str = "announce()") -> None:
         """Raise `AnnounceError` unless others may know of the guest: open, or holding after having been."""
         if not self._opened_before or self.state not in (HoldState.OPEN, HoldState.HOLDING):
-            raise AnnounceError(f"announce() while {self.state} and not yet opened: call open first")
+            raise AnnounceError(f"{what} while {self.state} and not yet opened: call open first")
 
     # --- what others ask ------------------------------------------------------------------------
 

@@ -8,8 +8,7 @@ Invariants:
 
 - sch_plug counts two epochs, the open one and the one before. So at most one is sealed (`depth` is 1): a
   second TCQ_PLUG_BUFFER would lose the first count, and a release then let out what nobody acknowledged (P1).
-- The gate opens in `_open_gate` only: while the ledger is open, `run` is running, and every frame that the
-  gate has kept back so far has gone through the plug, or was refused there. So none is overtaken (P5).
+- The gate opens in `run` only, and by the rule of `passing`: no frame is overtaken (P5).
 - TCQ_PLUG_RELEASE_ONE is sent in `release` only, TCQ_PLUG_RELEASE_INDEFINITE in `open`, and in `hold` and
   `run` as long as the buffer still is open.
 - What has been released can't be called back: once the kernel was told, `release` and `open` end with its
@@ -27,13 +26,15 @@ import structlog
 import trio
 
 from netbuf.announce import check_frames
-from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError
-from netbuf.gatemeter import GateMeter
+from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError, SealedFramesError
+from netbuf.firstoutput import FirstOutput
+from netbuf.framecopies import FrameCopies
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Ledger, Pressure
+from netbuf.passing import Passing
 from netbuf.plugmeter import PlugMeter
 from netbuf.plugwiring import PlugWiring, Plumbing
 from netbuf.sizing import POLL_S_MAX, kernel_limit_bytes, poll_s
-from netbuf.tap import Guest
+from netbuf.tap import VNET_HEADER_BYTES, Guest
 
 # Released frames leave in a softirq, mostly before anybody can ask. The first questions follow each other at
 # once, then one a millisecond, which is the finest that the event loop's timer does.
@@ -45,13 +46,6 @@ _STILL_LOOKS = 3
 
 # A softirq that is starved for so long means that the machine is lost anyway.
 _LOOKS_MAX = 10_000
-
-# The IFB counts a frame as left just before it hands it on, maybe on another processor than the guest's. So
-# long after its count the last frame has reached the bridge.
-_SETTLED_S = 0.001
-
-# While the kernel passes frames around the plug there is nothing to see, but that both ends are still there.
-_PASSING_LOOK_S = 0.2
 
 # Opening to holding, with the guest paused: what it sent before is on its way through two softirqs.
 _PLUG_ROUNDS_MAX = 50
@@ -72,13 +66,16 @@ class PlugHold:
         bridge: str,
         limit_bytes: int,
         *,
+        keep_frames: bool = False,
         wire: Callable[[Guest, str, int], Plumbing] = PlugWiring,
     ) -> None:
         """Start `closed`: the guest's frames wait in the plug, and none reaches the guest.
 
         `bridge` is the LAN, in the current network namespace. `limit_bytes` bounds the held frames as they
         would be on the wire; the kernel drops what exceeds that by more than a reserve (`netbuf.sizing`).
-        `wire` makes the interfaces. Raises `SettingError` or `HostError` of `netbuf.errors`.
+        `keep_frames`, for `sealed_frames`, has a packet socket copy them: a second time the memory, and at
+        each seal the time to read them. `wire` makes the interfaces. Raises `SettingError` or `HostError` of
+        `netbuf.errors`.
         """
         self._ledger = Ledger(depth=1, limit_bytes=limit_bytes, backend=Backend.PLUG)
         self._plumbing = wire(guest, bridge, kernel_limit_bytes(limit_bytes))
@@ -86,13 +83,19 @@ class PlugHold:
         self._gate = self._plumbing.gate
         self._name = guest.name
         self._meter = PlugMeter(self._ledger, guest.name)
-        self._gate_meter = GateMeter(self._ledger, self._gate)
-        self._passing_after: int | None = None  # what the gate is open behind
-        self._settled: tuple[int, float] | None = None  # what it could be opened behind, and since when
-        self._undelivered_items = 0  # of what the gate has kept, as far as we have asked
+        self._passing = Passing(self._gate, self._ledger, self._meter, self._plumbing.undelivered)
+        self._first = FirstOutput(self._ledger, self._gate)
+        self._copies: FrameCopies | None = None
+        if keep_frames:
+            try:
+                source = self._plumbing.copies(limit_bytes)
+            except NetbufError:
+                self._plumbing.close()
+                raise
+            self._copies = FrameCopies(source, guest.name, limit_bytes)
         self._callbacks: list[Callable[[Pressure], None]] = []
         self._leaving = trio.Lock()  # releases and openings take turns
-        self._changed = trio.Event()  # replaced whenever it is set
+        self._nap = trio.CancelScope()  # in which `run` waits; a new one each time
         self._refused_items = 0
         self._broken: BrokenError | None = None  # met where it can't be raised: `run` does
         self._running = False
@@ -114,6 +117,20 @@ class PlugHold:
         """Have `callback(level)` called in the trio thread whenever the level rises."""
         self._callbacks.append(callback)
 
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        """From the next epoch on, have `callback(epoch)` called in the trio thread at its first output.
+
+        The gate tells of it, so it isn't polled for. Prerequisite: `run` is running.
+        """
+        self._first.on_output(callback)
+
+    def open_items(self) -> int:
+        """Outputs of the open epoch so far, without a system call if there is a gate.
+
+        Those that the plug had no room for are among them. Without a gate, those of the last look.
+        """
+        return self._first.open_items()
+
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.5 ms: the kernel is asked."""
         if not self._closed and self._ledger.state is not HoldState.DISCARDED:
@@ -124,7 +141,7 @@ class PlugHold:
                 self._wake()
             except NetbufError:
                 pass  # what was known before
-        self._gate_meter.book()
+        self._passing.book()
         return self._ledger.statistics(dropped_elsewhere_items=self._plumbing.undelivered().items)
 
     def hold(self, epoch: int) -> None:
@@ -134,12 +151,17 @@ class PlugHold:
         Raises `HoldError`, and then nothing has changed, or `BrokenError`.
         """
         self._ledger.check_hold(epoch)
+        kept_items = 0
         with self._cut_if_broken():
             if self._ledger.state is HoldState.OPEN:
-                self._shut_gate()
+                self._passing.shut_gate()
+                kept_items = self._gate.reading().kept_items
                 self._plug()
+                if self._copies is not None:
+                    self._copies.heed()
             self._plumbing.join()
             self._ledger.hold(epoch)
+        self._begin(kept_items)
         self._observe()
         self._wake()
 
@@ -155,12 +177,16 @@ class PlugHold:
         plug. Raises `SealError`: nothing has changed; `BrokenError`: nothing was sealed, nothing will leave.
         """
         self._ledger.check_seal(epoch)
+        kept_items = self._gate.reading().kept_items
         with self._cut_if_broken():
             queue = self._queue.buffer()
             self._meter.waiting(queue)
+        if self._copies is not None:
+            self._copies.seal(epoch, self._ledger.open_items)
         self._ledger.seal(epoch)
+        self._begin(kept_items)
         self._tell_refusals(queue.dropped_items)
-        self._tell_pressure()
+        self._tell()
 
     async def release(self, epoch: int) -> None:
         """Let the frames of `epoch` out, in order. Prerequisite: it is the oldest sealed epoch.
@@ -178,6 +204,8 @@ class PlugHold:
                 released = True
             finally:
                 self._ledger.end_release(released=released)
+            if self._copies is not None:
+                self._copies.forget(epoch)
 
     async def open(self) -> None:
         """Let all out that is held, in order; from then on frames pass at once, in both directions.
@@ -202,6 +230,8 @@ class PlugHold:
             finally:
                 self._ledger.end_open(opened=opened)
                 self._wake()
+            if self._copies is not None:
+                self._copies.ignore()
 
     def discard(self) -> None:
         """Drop all that is held; nothing leaves ever after. Idempotent, never raises."""
@@ -227,6 +257,33 @@ class PlugHold:
                 self._ledger.dropped()
                 _log.warning("an announcement was refused", guest=self._name, error=error.strerror)
 
+    @property
+    def missing_items(self) -> int:
+        """How many frames `sealed_frames` has not had of all that were sealed."""
+        return 0 if self._copies is None else self._copies.missing_items
+
+    def sealed_frames(self, epoch: int) -> list[bytes]:
+        """The frames of a sealed, unreleased epoch, with a vnet header as a tap hold has them.
+
+        Prerequisite: made with `keep_frames`. Raises `SealedFramesError`. Some may be missing: then the log
+        and `missing_items` say so.
+        """
+        if self._copies is None:
+            raise SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: ask for it")
+        self._ledger.place_of(epoch)
+        return self._copies.frames(epoch)
+
+    def replay(self, frames: Sequence[bytes]) -> None:
+        """Send `frames`, another hold's `sealed_frames`, to the LAN at once, as the guest's port would.
+
+        They may have been sent before. Takes some 30 ms, for a port is made for it and deleted. Prerequisite
+        and errors: those of `announce`, and what making an interface raises.
+        """
+        self._ledger.check_announce("replay()")
+        check_frames([frame[VNET_HEADER_BYTES:] for frame in frames])
+        refused_items = self._plumbing.replay(frames) if frames else 0
+        self._ledger.dropped(refused_items)
+
     def close(self) -> None:
         """Discard, then remove the interfaces; a `run` under way returns. Idempotent, never raises.
 
@@ -234,6 +291,10 @@ class PlugHold:
         """
         self.discard()
         self._closed = True
+        if self._running and self._gate.notice_fileno() >= 0:
+            trio.lowlevel.notify_closing(self._gate.notice_fileno())
+        if self._copies is not None:
+            self._copies.close()
         self._plumbing.close()
         self._wake()
 
@@ -257,20 +318,27 @@ class PlugHold:
                     raise self._broken
                 if self._ledger.state is not HoldState.DISCARDED:
                     self._observe()
-                    self._open_gate()
+                    self._passing.open_gate()
                     with self._cut_if_broken():
                         self._plumbing.check_guest()
-                changed = self._changed
-                with trio.move_on_after(self._pause_s()):
-                    await changed.wait()
+                await self._until_worth_a_look()
         finally:
             self._running = False
             if self._ledger.state is HoldState.OPEN:
-                self._shut_gate()
+                self._passing.shut_gate()
                 try:
                     self._queue.buffer()
                 except NetbufError:
                     self._cut()  # a plug that can't be closed is not left open
+
+    async def _until_worth_a_look(self) -> None:
+        """Return after a while, when woken, or when the gate has something to say, which is told at once."""
+        with trio.move_on_after(self._pause_s()) as self._nap, suppress(trio.ClosedResourceError):
+            if self._gate.notice_fileno() >= 0:
+                await trio.lowlevel.wait_readable(self._gate.notice_fileno())
+                self._first.tell(noticed=self._gate.take_notice())
+            else:
+                await trio.sleep_forever()
 
     def _pause_s(self) -> float:
         match self._ledger.state:
@@ -278,10 +346,8 @@ class PlugHold:
                 return poll_s(self._ledger.held_bytes, self._ledger.limit_bytes)
             case HoldState.DISCARDED:
                 return float("inf")
-            case HoldState.OPEN if self._passing_after is not None:
-                return _PASSING_LOOK_S
-            case HoldState.OPEN if self._settled is not None:
-                return _SETTLED_S
+            case HoldState.OPEN:
+                return self._passing.pause_s()
             case _:
                 return POLL_S_MAX
 
@@ -296,9 +362,18 @@ class PlugHold:
     def _observe(self) -> None:
         with self._cut_if_broken():
             self._count()
-        self._tell_pressure()
+        if self._copies is not None and self._ledger.state is HoldState.HOLDING:
+            self._copies.read()
+        self._tell()
 
-    def _tell_pressure(self) -> None:
+    def _begin(self, kept_items: int) -> None:
+        """The open epoch has begun when the gate had kept so many. What came since, `_tell` finds."""
+        self._first.begin(kept_items)
+        if self._first.wanted:
+            self._gate.tell_after(kept_items)
+
+    def _tell(self) -> None:
+        self._first.tell()
         level = self._ledger.take_rise()
         if level is not None:
             for callback in self._callbacks:
@@ -315,30 +390,6 @@ class PlugHold:
             self._refused_items = items
 
     # --- what the kernel is told ----------------------------------------------------------------
-
-    def _open_gate(self) -> None:
-        """If we may, have the kernel pass what comes, unless it has kept a frame that has not left for long.
-
-        Prerequisite: it was observed just now.
-        """
-        kept_items = self._gate.reading().kept_items
-        if self._ledger.state is not HoldState.OPEN or kept_items == self._passing_after:
-            return
-        self._passing_after = None
-        if kept_items > self._meter.left_items + self._undelivered_items:
-            self._undelivered_items = self._plumbing.undelivered().redirected_items
-        if kept_items != self._meter.left_items + self._undelivered_items:
-            self._settled = None
-        elif self._settled is None or self._settled[0] != kept_items:
-            self._settled = kept_items, trio.current_time()
-        elif trio.current_time() - self._settled[1] >= _SETTLED_S:
-            self._gate.pass_after(kept_items)
-            self._passing_after = kept_items
-
-    def _shut_gate(self) -> None:
-        self._gate.shut()
-        self._gate_meter.book()
-        self._passing_after = self._settled = None
 
     def _plug(self) -> None:
         """From open to holding, behind the last frame that was sent before. Raises `HoldError`: still open.
@@ -377,6 +428,7 @@ class PlugHold:
                 last, still = remaining(), 0 if moving or look < _QUICK_LOOKS else still + 1
                 if still >= _STILL_LOOKS and not self._ledger.opening:
                     self._meter.carry_over()
+                    self._tell()
                     return
         with self._cut_if_broken():
             raise HoldBrokenError(f"released frames of {self._name} don't leave; is its hold still up?")
@@ -390,12 +442,13 @@ class PlugHold:
             raise
 
     def _cut(self) -> None:
-        self._shut_gate()
+        self._passing.shut_gate()
         self._plumbing.cut()
         self._ledger.discard()
+        if self._copies is not None:
+            self._copies.close()
         self._wake()
 
     def _wake(self) -> None:
         """Have `run` look again."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self._nap.cancel()

@@ -12,16 +12,24 @@ the bridge, or redirected to where nothing comes out; unless the hold was open, 
 
 from __future__ import annotations
 
+import os
 import socket
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from typing import Protocol
 
-from netbuf.errors import NetbufError
+import structlog
+
+from netbuf.errors import KernelRefusedError, NetbufError
+from netbuf.framecopies import Copies
 from netbuf.gate import Gate, make_gate
 from netbuf.leftovers import HOLD_SUFFIX, HoldLock, clear
+from netbuf.packets import PacketCopies
 from netbuf.plugqueue import PlugQueue, Queue
 from netbuf.redirect import Hook, Network, Undelivered
-from netbuf.tap import Guest
+from netbuf.tap import OUTLET_SUFFIX, Guest, Tap
+
+_log = structlog.get_logger(__name__)
 
 _SOURCE = slice(6, 12)  # of an Ethernet header
 
@@ -55,6 +63,14 @@ class Plumbing(Protocol):
         """Send an Ethernet frame to the LAN; the bridge learns that its source is the guest."""
         ...
 
+    def copies(self, limit_bytes: int) -> Copies:
+        """From now on copy what the guest sends; `limit_bytes` may wait. Raises `KernelRefusedError`."""
+        ...
+
+    def replay(self, frames: Sequence[bytes]) -> int:
+        """Send frames with vnet headers to the LAN as the guest tap would; how many the kernel refused."""
+        ...
+
     def undelivered(self) -> Undelivered:
         """How many of the guest's frames the queue refused, or could not be given any more."""
         ...
@@ -74,6 +90,7 @@ class PlugWiring:
         the guest tap is left, down or without a way out.
         """
         self._guest = guest.name
+        self._prefix = guest.prefix
         self._hold = guest.prefix + HOLD_SUFFIX
         with ExitStack() as undo:
             self._lock = HoldLock(guest.name)
@@ -87,7 +104,7 @@ class PlugWiring:
             self._network.create_hold(self._hold, limit_bytes=limit_bytes)
             self._network.describe(self._hold, f"netbuf: holds what {guest.name} sends")
             self._network.redirect(guest.name, Hook.INGRESS, self._hold)
-            self._gate = make_gate(self._network, guest.name, None)
+            self._gate = make_gate(self._network, guest.name, None, notices=True)
             undo.callback(self._gate.close)
             self._guest_index = self._network.index(guest.name)
             self._queue = PlugQueue(self._hold, self._network.index(self._hold))
@@ -136,6 +153,31 @@ class PlugWiring:
         """Through the bridge itself, for what comes from the guest tap waits in the plug."""
         self._network.learn(self._guest, frame[_SOURCE].hex(":"))
         self._lan_socket.send(frame)
+
+    def copies(self, limit_bytes: int) -> Copies:
+        """By a packet socket."""
+        try:
+            return PacketCopies(self._guest, limit_bytes)
+        except OSError as error:
+            raise KernelRefusedError(
+                f"a packet socket on {self._guest!r} failed: {error.strerror}; see the kernel log"
+            ) from error
+
+    def replay(self, frames: Sequence[bytes]) -> int:
+        """By a port that lives for this call. It teaches the bridge nothing: the guest is behind its tap."""
+        refused_items = 0
+        with closing(Tap(self._prefix + OUTLET_SUFFIX, vnet_header=True)) as port:
+            self._network.quieten(port.name, mtu_bytes=self._lan.mtu_bytes)
+            self._network.enslave(port.name, self._lan)
+            self._network.learn_nothing(port.name)
+            self._network.up(port.name)
+            for frame in frames:
+                try:
+                    os.write(port.fileno(), frame)
+                except OSError as error:
+                    refused_items += 1
+                    _log.warning("a replayed frame was refused", guest=self._guest, error=error.strerror)
+        return refused_items
 
     def undelivered(self) -> Undelivered:
         """The redirect's own count, about 0.4 ms; the last one known if the guest tap is gone."""

@@ -317,6 +317,12 @@ class Network:
         with _refusals(f"telling the bridge of {interface!r} of {address}"):
             self._netlink.fdb("replace", ifindex=index, lladdr=address, state=_REACHABLE)
 
+    def learn_nothing(self, interface: str) -> None:
+        """Have the bridge of `interface` learn no station from what comes in by it."""
+        index = self.index(interface)
+        with _refusals(f"setting up {interface!r} as a port"):
+            self._netlink.brport("set", index=index, learning=0)
+
     def describe(self, interface: str, alias: str) -> None:
         """Write `alias` on `interface`."""
         index = self.index(interface)

@@ -9,7 +9,7 @@ Invariants:
 - `_held` is what the ledger counts as held, oldest first (P5).
 - A frame is written to the outlet in two places only: `_take` while the ledger is open, `_send_oldest`
   between the ledger's begin and end of a release or an opening (P1). `announce` writes frames that are not
-  the guest's.
+  the guest's, `replay` those of an epoch that another host held.
 - The gate opens in `_open_gate` only: while the ledger is open, `run` is running, and every frame that the
   gate has kept back so far is accounted for. Those have been written by then, so none is overtaken (P5).
 - While holding at the limit nothing is read but by `seal` and `prepare`: frames wait in the kernel's ring,
@@ -23,12 +23,14 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import structlog
 import trio
 
 from netbuf.announce import check_frames
-from netbuf.errors import InterfaceVanishedError
+from netbuf.errors import InterfaceVanishedError, SealedFramesError
+from netbuf.firstoutput import FirstOutput
 from netbuf.gatemeter import GateMeter
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
@@ -62,13 +64,15 @@ class TapHold:
         limit_bytes: int,
         depth: int = 2,
         *,
+        keep_frames: bool = False,
         wire: Callable[[Guest, str], Wiring] = TapWiring,
     ) -> None:
         """Start `closed`: the guest's frames wait in the hold's ring, and none reaches the guest.
 
         `bridge` is the LAN, in the current network namespace. `limit_bytes` bounds the held frames, vnet
         headers included; a seal may exceed it by what the ring holds. `depth` is how many sealed epochs may
-        wait. `wire` makes the interfaces. Raises `SettingError` or `HostError` of `netbuf.errors`.
+        wait. `keep_frames` is for `sealed_frames`. `wire` makes the interfaces. Raises `SettingError` or
+        `HostError` of `netbuf.errors`.
         """
         self._ledger = Ledger(depth=depth, limit_bytes=limit_bytes)
         self._wiring = wire(guest, bridge)
@@ -80,6 +84,8 @@ class TapHold:
         self._held: deque[bytes] = deque()
         self._buffer = memoryview(bytearray(FRAME_BYTES_MAX))
         self._buffers = (self._buffer,)
+        self._first = FirstOutput(self._ledger, self._gate)
+        self._keep_frames = keep_frames
         self._callbacks: list[Callable[[Pressure], None]] = []
         self._leaving = trio.Lock()  # releases and openings take turns
         self._changed = trio.Event()  # replaced whenever it is set
@@ -103,6 +109,14 @@ class TapHold:
         """Have `callback(level)` called in the trio thread whenever the level rises."""
         self._callbacks.append(callback)
 
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        """From the next epoch on, have `callback(epoch)` called in the trio thread at its first output."""
+        self._first.on_output(callback)
+
+    def open_items(self) -> int:
+        """Outputs of the open epoch so far, without a system call; what waits in the ring is among them."""
+        return self._first.open_items()
+
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.4 ms: the kernel is asked for the frames that it had to drop."""
         return self._ledger.statistics(dropped_elsewhere_items=self._book_passed())
@@ -118,6 +132,7 @@ class TapHold:
             self._gate.shut()
             self._book_passed()
             self._drain(RING_FRAMES)
+            self._first.begin(self._gate.reading().kept_items)
         self._ledger.hold(epoch)
         self._wiring.raise_outlet()
         self._wake()
@@ -126,7 +141,7 @@ class TapHold:
         """Read what waits at the limit, so that the seal finds little left to do inside the pause."""
         if self._ledger.state is HoldState.HOLDING and not self._ledger.opening:
             self._drain(RING_FRAMES)
-            self._tell_pressure()
+            self._tell()
 
     def seal(self, epoch: int) -> None:
         """Close `epoch` with every frame that the guest has sent. Prerequisite: holding, guest paused.
@@ -138,7 +153,8 @@ class TapHold:
         self._ledger.check_seal(epoch)
         self._drain(RING_FRAMES)
         self._ledger.seal(epoch)
-        self._tell_pressure()
+        self._first.begin(self._gate.reading().kept_items)
+        self._tell()
 
     async def release(self, epoch: int) -> None:
         """Let the frames of `epoch` out, in order. Prerequisite: it is the oldest sealed epoch.
@@ -201,6 +217,27 @@ class TapHold:
             if not self._write(_NO_OFFLOAD + frame):
                 self._ledger.dropped()
 
+    def sealed_frames(self, epoch: int) -> list[bytes]:
+        """The frames of a sealed, unreleased epoch, vnet headers included.
+
+        Prerequisite: made with `keep_frames`. Raises `SealedFramesError`.
+        """
+        if not self._keep_frames:
+            raise SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: ask for it")
+        first, count = self._ledger.place_of(epoch)
+        return list(islice(self._held, first, first + count))
+
+    def replay(self, frames: Sequence[bytes]) -> None:
+        """Send `frames`, another hold's `sealed_frames`, to the LAN at once, as the guest's port would.
+
+        They may have been sent before. Prerequisite and errors: those of `announce`.
+        """
+        self._ledger.check_announce("replay()")
+        check_frames([frame[VNET_HEADER_BYTES:] for frame in frames])
+        for frame in frames:
+            if not self._write(frame):
+                self._ledger.dropped()
+
     def close(self) -> None:
         """Discard, then remove the interfaces; a `run` under way returns. Idempotent, never raises.
 
@@ -249,7 +286,7 @@ class TapHold:
                 if self._may_read():
                     if self._drain(TURN_FRAMES, within_limit=True):
                         self._open_gate()
-                    self._tell_pressure()
+                    self._tell()
             else:
                 await self._changed.wait()
 
@@ -284,7 +321,8 @@ class TapHold:
                 break
         return False
 
-    def _tell_pressure(self) -> None:
+    def _tell(self) -> None:
+        self._first.tell()
         level = self._ledger.take_rise()
         if level is not None:
             for callback in self._callbacks:

@@ -74,6 +74,23 @@ class Outputs:
         for buffer in self._all:
             buffer.on_pressure(lambda _level: callback())
 
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        """Call with the epoch's number when any buffer has its first output of one, once an epoch."""
+        told_epoch = 0
+
+        def tell(epoch: int) -> None:
+            nonlocal told_epoch
+            if epoch > told_epoch:
+                told_epoch = epoch
+                callback(epoch)
+
+        for buffer in self._all:
+            buffer.on_output(tell)
+
+    def open_items(self) -> int:
+        """Outputs of the open epoch so far, those of all buffers; cheap."""
+        return sum(buffer.open_items() for buffer in self._all)
+
     def hold(self, epoch: int) -> None:
         for buffer in self._all:
             buffer.hold(epoch)

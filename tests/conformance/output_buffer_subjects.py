@@ -447,6 +447,8 @@ class CombinedBuffer:
         self.release = outputs.release
         self.open = outputs.open
         self.discard = outputs.discard
+        self.on_output = outputs.on_output
+        self.open_items = outputs.open_items
 
     @property
     def depth(self) -> int:

@@ -32,6 +32,8 @@ class Buffer(OutputBuffer, Protocol):
     @property
     def pressure(self) -> Any: ...
     def on_pressure(self, callback: Callable[[Any], None]) -> None: ...
+    def on_output(self, callback: Callable[[int], None]) -> None: ...
+    def open_items(self) -> int: ...
     def statistics(self) -> Any: ...
 
 
@@ -660,6 +662,82 @@ async def open_lets_out_what_waits_at_the_limit(open_subject: OpenSubject) -> No
         await subject.buffer.open()
         await subject.settle()
         assert_left(subject, numbers)
+
+
+# --- the first output -----------------------------------------------------------------------------
+
+
+@conformant
+async def the_first_output_of_an_epoch_is_told_once(open_subject: OpenSubject) -> None:
+    async with open_subject() as subject:
+        buffer = subject.buffer
+        told: list[int] = []
+        buffer.on_output(told.append)
+        buffer.hold(7)
+        await subject.settle()
+        assert told == []
+        for epoch in range(7, 10):
+            for place in range(3):
+                await subject.emit([epoch * 100 + place * subject.lanes])
+                await subject.settle()
+                assert told == list(range(7, epoch + 1)), f"output {place} of epoch {epoch}"
+            buffer.prepare()
+            buffer.seal(epoch)
+            await buffer.release(epoch)
+            await subject.settle()
+        buffer.seal(10)
+        await buffer.release(10)
+        await subject.emit([1100, 1101])
+        await subject.settle()
+        assert told == [7, 8, 9, 11]
+
+
+@conformant
+async def no_output_is_told_of_but_what_is_held(open_subject: OpenSubject) -> None:
+    async with open_subject() as subject:
+        buffer = subject.buffer
+        told: list[int] = []
+        await buffer.open()
+        buffer.on_output(told.append)
+        await subject.emit(range(3))
+        await subject.settle()
+        assert (told, buffer.open_items()) == ([], 0)
+        buffer.hold(4)
+        await subject.settle()
+        assert (told, buffer.open_items()) == ([], 0)
+        await subject.emit([3])
+        await subject.settle()
+        assert (told, buffer.open_items()) == ([4], 1)
+        await buffer.open()
+        await subject.emit([4])
+        await subject.settle()
+        assert (told, buffer.open_items()) == ([4], 0)
+        buffer.hold(5)
+        await subject.emit([5])
+        await subject.settle()
+        assert told == [4, 5]
+        buffer.discard()
+        await subject.emit([6])
+        await subject.settle()
+        assert (told, buffer.open_items()) == ([4, 5], 0)
+
+
+@conformant
+async def outputs_of_the_open_epoch_are_counted(open_subject: OpenSubject) -> None:
+    async with open_subject() as subject:
+        buffer = subject.buffer
+        assert buffer.open_items() == 0
+        buffer.hold(1)
+        for epoch in range(1, 4):
+            for count in range(3):
+                assert buffer.open_items() == count
+                await subject.emit([epoch * 1000 + count * subject.lanes])
+            buffer.prepare()
+            assert buffer.open_items() == 3
+            buffer.seal(epoch)
+            assert buffer.open_items() == 0
+            assert buffer.statistics().held_items == 3
+            await buffer.release(epoch)
 
 
 # --- statistics -----------------------------------------------------------------------------------

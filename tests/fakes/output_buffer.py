@@ -82,6 +82,8 @@ class FakeBuffer:
         self._waiting: deque[int] = deque()  # emitted at the limit, not yet admitted
         self._callbacks: list[Callable[[FakePressure], None]] = []
         self._told = FakePressure.NONE
+        self._output_callbacks: list[Callable[[int], None]] = []
+        self._told_epoch = 0
         self._item_bytes = item_bytes
         self._limit_bytes = limit_bytes
         self._released = self._dropped = self._peak_bytes = 0
@@ -106,6 +108,10 @@ class FakeBuffer:
             for callback in self._callbacks:
                 callback(self.pressure)
         self._told = self.pressure
+        if self._told_epoch != self.open_epoch:
+            self._told_epoch = self.open_epoch
+            for tell in self._output_callbacks:
+                tell(self.open_epoch)
 
     def _let_out(self, number: int) -> None:
         if self.room is not None:
@@ -133,6 +139,12 @@ class FakeBuffer:
 
     def on_pressure(self, callback: Callable[[FakePressure], None]) -> None:
         self._callbacks.append(callback)
+
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        self._output_callbacks.append(callback)
+
+    def open_items(self) -> int:
+        return len(self.held) if self.state is FakeState.HOLDING else 0
 
     def hold(self, epoch: int) -> None:
         if self.state not in (FakeState.CLOSED, FakeState.OPEN):

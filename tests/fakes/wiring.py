@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from contextlib import suppress
 from typing import cast
@@ -32,6 +33,8 @@ class FakeGate:
     def __init__(self) -> None:
         self.kept_items = self.passed_items = self.passed_bytes = 0
         self._pass_after: int | None = None
+        self._tell_after: int | None = None
+        self._notice = -1  # made when first asked for
 
     def reading(self) -> GateReading:
         return GateReading(self.kept_items, self.passed_items, self.passed_bytes)
@@ -42,8 +45,26 @@ class FakeGate:
     def shut(self) -> None:
         self._pass_after = None
 
+    def tell_after(self, kept_items: int) -> None:
+        self.take_notice()
+        self._tell_after = kept_items
+
+    def notice_fileno(self) -> int:
+        if self._notice < 0:
+            self._notice = os.eventfd(0, os.EFD_NONBLOCK)
+        return self._notice
+
+    def take_notice(self) -> bool:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.notice_fileno())
+        return self._tell_after is not None and self.kept_items > self._tell_after
+
     def close(self) -> None:
         self.shut()
+        self._tell_after = None
+        notice, self._notice = self._notice, -1
+        if notice >= 0:
+            os.close(notice)
 
     @property
     def is_open(self) -> bool:
@@ -53,6 +74,8 @@ class FakeGate:
         """A frame comes, vnet header not counted."""
         if not self.is_open:
             self.kept_items += 1
+            if self._tell_after == self.kept_items - 1:
+                os.eventfd_write(self.notice_fileno(), 1)
             return False
         self.passed_items += 1
         self.passed_bytes += size_bytes

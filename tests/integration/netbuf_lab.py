@@ -117,12 +117,13 @@ class Lab:
         bridge: str = "br0",
         limit_bytes: int = LIMIT_BYTES,
         depth: int = 2,
+        keep_frames: bool = False,
     ) -> Hold:
         """Of the guest's own tap and the lab's backend, unless others are given."""
         backend = backend or self.backend
         if backend is Backend.PLUG:
             stay_on_one_processor()
-        return make_hold(backend, guest or self.guest, bridge, limit_bytes, depth)
+        return make_hold(backend, guest or self.guest, bridge, limit_bytes, depth, keep_frames=keep_frames)
 
     def interfaces(self) -> set[str]:
         """The names of those that the host has."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from integration.netbuf_frames import arp_request, frames_of_every_kind, number_of, numbered, tcp_frame
 from integration.netbuf_lab import (
     REQUIREMENTS,
@@ -23,6 +24,7 @@ from integration.netbuf_lab import (
     fork,
     kernel_has_gates,
     namespaced,
+    stay_on_one_processor,
     until,
 )
 from pyroute2 import IPRoute
@@ -31,6 +33,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from netbuf import Backend, Hold, InterfaceVanishedError, PlugHold, PrivilegeError, TapHold
 from netbuf.gate import KernelGate, NoGate
 from netbuf.leftovers import attach
+from netbuf.packets import PacketNotice
 from netbuf.plugwiring import PlugWiring
 from netbuf.redirect import Hook, Network, Undelivered
 from netbuf.tap import VNET_HEADER_BYTES
@@ -41,6 +44,7 @@ pytestmark = REQUIREMENTS
 LIMIT_BYTES = 64 << 20
 EARLY_FRAMES, LATE_FRAMES = 500, 500
 SEED = 7001
+NOTICE_MS = 5000
 GAPS_MS = (*[0] * 12, 1, 3)
 
 
@@ -175,6 +179,89 @@ async def test_the_guest_never_reaches_the_hosts_own_stack_through_a_gate(lab: L
     assert lab.guest_receives(0) is None
 
 
+# --- notices --------------------------------------------------------------------------------------
+
+
+@namespaced()
+def test_a_gate_notifies_of_the_one_frame_that_was_asked_for(lab: Lab) -> None:
+    hold = lab.make_hold()
+    gate = hold._gate
+    notices = select.poll()
+    notices.register(gate.notice_fileno(), select.POLLIN)
+    lab.emit(*numbered(0, 3))
+    assert not notices.poll(0)
+    for kept_items in (3, 5):
+        gate.tell_after(kept_items)
+        assert not notices.poll(0)
+        assert not gate.take_notice()
+        lab.emit(*numbered(kept_items))
+        assert notices.poll(NOTICE_MS)
+        assert gate.take_notice()
+        assert not notices.poll(0)
+        lab.emit(*numbered(kept_items + 1))
+        assert not notices.poll(0)
+    hold.close()
+    assert gate.notice_fileno() == -1
+    gate.tell_after(0)
+    assert not gate.take_notice()
+
+
+@namespaced()
+def test_a_packet_socket_notifies_of_the_next_frame_where_there_is_no_gate(lab: Lab) -> None:
+    lab.make_hold()
+    notice = PacketNotice(lab.guest.name)
+    notices = select.poll()
+    notices.register(notice.fileno(), select.POLLIN)
+    for _ in range(2):
+        lab.emit(*numbered(0, 3))
+        assert not notices.poll(0)
+        notice.arm()
+        assert not notices.poll(0)
+        lab.emit(*numbered(3, 100))
+        assert notices.poll(NOTICE_MS)
+        assert notice.take()
+        assert not notice.take()
+    notice.close()
+    notice.arm()
+    assert (notice.fileno(), notice.take()) == (-1, False)
+
+
+def assert_first_frames_are_told(lab: Lab, make: Callable[[], Hold]) -> None:
+    """Without a look at the kernel's queue: this clock stands still, so nothing that waits for it goes on."""
+
+    async def scenario() -> None:
+        hold = make()
+        told: list[int] = []
+        hold.on_output(told.append)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(hold.run)
+            hold.hold(1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == []
+            lab.emit(*numbered(0))
+            await until(lambda: told == [1])
+            lab.emit(*numbered(1, 10))
+            hold.seal(1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == [1]
+            lab.emit(*numbered(11, 2))
+            await until(lambda: told == [1, 2])
+            hold.close()
+        assert lab.on_lan() == []
+
+    trio.run(scenario, clock=trio.testing.MockClock())
+
+
+@by_each_hold()
+def test_the_first_frame_of_an_epoch_is_told_of_without_a_look(lab: Lab) -> None:
+    assert_first_frames_are_told(lab, lab.make_hold)
+
+
+@by_each_hold()
+def test_the_first_frame_of_an_epoch_is_told_of_without_gates_too(lab: Lab) -> None:
+    assert_first_frames_are_told(lab, lambda: hold_without_gate(lab))
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 
@@ -269,14 +356,17 @@ class WithoutGates:
         return getattr(self._netlink, name)
 
 
+def hold_without_gate(lab: Lab) -> Hold:
+    network = Network(WithoutGates())
+    if lab.backend is Backend.TAP:
+        return TapHold(lab.guest, "br0", LIMIT_BYTES, wire=lambda *names: TapWiring(*names, network))
+    stay_on_one_processor()
+    return PlugHold(lab.guest, "br0", LIMIT_BYTES, wire=lambda *what: PlugWiring(*what, network))
+
+
 @by_each_hold()
 async def test_without_gates_frames_pass_an_open_hold_all_the_same(lab: Lab) -> None:
-    network = Network(WithoutGates())
-    hold: Hold
-    if lab.backend is Backend.TAP:
-        hold = TapHold(lab.guest, "br0", LIMIT_BYTES, wire=lambda *names: TapWiring(*names, network))
-    else:
-        hold = PlugHold(lab.guest, "br0", LIMIT_BYTES, wire=lambda *what: PlugWiring(*what, network))
+    hold = hold_without_gate(lab)
     assert isinstance(hold._gate, NoGate)
     hold.hold(1)
     lab.emit(*numbered(0, 3))

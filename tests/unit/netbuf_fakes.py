@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from fakes.wiring import FakeGate
 
 from netbuf.errors import HoldBrokenError, InterfaceVanishedError
 from netbuf.plugwire import PassageReading, QueueReading
 from netbuf.redirect import Undelivered
+from netbuf.tap import VNET_HEADER_BYTES
+
+
+class FakeCopies:
+    """`netbuf.framecopies.Copies`, of what a FakePlug is sent; `room` for how many more (None: any)."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self._heeding = True
+        self._waiting: list[bytes] = []
+        self._lost_items = 0
+
+    def come(self, frame: bytes) -> None:
+        if not self._heeding:
+            return
+        if self.room == 0:
+            self._lost_items += 1
+            return
+        self._waiting.append(bytes(VNET_HEADER_BYTES) + frame)
+        if self.room is not None:
+            self.room -= 1
+
+    def heed(self, wanted: bool) -> None:
+        self._heeding = wanted
+
+    def read(self) -> list[bytes]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def take_lost(self) -> int:
+        lost, self._lost_items = self._lost_items, 0
+        return lost
+
+    def close(self) -> None:
+        self._heeding = False
 
 
 class FakePlug:
@@ -21,6 +57,7 @@ class FakePlug:
         self.limit_bytes = limit_bytes
         self.burst = burst
         self.gate = FakeGate()
+        self.copied: FakeCopies | None = None
         self.asked: list[str] = []
         self.joined = False
         self.closed = False
@@ -39,6 +76,8 @@ class FakePlug:
 
     def send(self, *frames: bytes) -> None:
         for frame in frames:
+            if self.copied is not None:
+                self.copied.come(frame)
             if self.gate.lets_pass(len(frame)):
                 assert self.joined, "a gate that passes before there is a LAN"
                 self._out.append(frame)
@@ -150,9 +189,18 @@ class FakePlug:
     def announce(self, frame: bytes) -> None:
         self._out.append(frame)
 
+    def copies(self, limit_bytes: int) -> FakeCopies:
+        self.copied = FakeCopies()
+        return self.copied
+
+    def replay(self, frames: Sequence[bytes]) -> int:
+        self._out += [frame[VNET_HEADER_BYTES:] for frame in frames]
+        return 0
+
     def undelivered(self) -> Undelivered:
         return Undelivered(self._undelivered_items)
 
     def close(self) -> None:
         self.cut()
+        self.gate.close()
         self.closed = True

@@ -385,6 +385,24 @@ async def test_pressure_is_told_in_the_engines_thread_when_it_rises(buffer: Disk
     assert await write(0, LIMIT) == [Pressure.SOON, Pressure.FULL, Pressure.FULL]
 
 
+async def test_a_flush_while_holding_is_an_output_too(buffer: DiskBuffer) -> None:
+    told: list[tuple[int, bool]] = []
+    engine = threading.get_ident()
+    buffer.on_output(lambda epoch: told.append((epoch, threading.get_ident() == engine)))
+    buffer.hold(1)
+    await trio.to_thread.run_sync(buffer.sync)
+    await wait_all_tasks_blocked()
+    assert told == [(1, True)]
+    await trio.to_thread.run_sync(buffer.write, 0, bytes(512))
+    buffer.seal(1)
+    await wait_all_tasks_blocked()
+    assert told == [(1, True)]
+    await buffer.open()
+    await trio.to_thread.run_sync(buffer.sync)
+    await wait_all_tasks_blocked()
+    assert told == [(1, True)]
+
+
 # --- opening ----------------------------------------------------------------------------------------
 
 

@@ -16,9 +16,12 @@ WAIT_S = 10
 """Far beyond what anything takes: what hangs fails its test."""
 
 
-def make_gate(*, read_only: bool = False, rose: list[Pressure] | None = None) -> Gate:
+def make_gate(
+    *, read_only: bool = False, rose: list[Pressure] | None = None, began: list[int] | None = None
+) -> Gate:
     told = [] if rose is None else rose
-    return Gate(limit_bytes=LIMIT, depth=2, read_only=read_only, rose=told.append)
+    begun = [] if began is None else began
+    return Gate(limit_bytes=LIMIT, depth=2, read_only=read_only, rose=told.append, began=begun.append)
 
 
 def change(length: int = 512) -> Extent:
@@ -147,3 +150,36 @@ def test_pressure_is_told_as_it_rises() -> None:
     gate.try_admit(change(LIMIT // 2))
     gate.try_admit(change(LIMIT))
     assert told == [Pressure.SOON, Pressure.FULL]
+
+
+def test_each_epoch_begins_once_with_a_change_or_a_flush() -> None:
+    told: list[int] = []
+    gate = make_gate(began=told)
+    gate.tell_beginnings()
+    gate.hold(3)
+    gate.note_flush()
+    assert told == [3]
+    gate.try_admit(change())
+    gate.note_flush()
+    assert (told, gate.open_items) == ([3], 1)
+    gate.seal(3)
+    gate.seal(4)
+    gate.try_admit(change())
+    assert told == [3, 5]
+
+
+def test_nobody_who_has_not_asked_is_told_of_a_beginning() -> None:
+    told: list[int] = []
+    gate = make_gate(began=told)
+    gate.note_flush()
+    gate.hold(1)
+    gate.try_admit(change())
+    gate.tell_beginnings()
+    gate.try_admit(change(1024))
+    assert told == []
+    gate.seal(1)
+    gate.try_admit(change())
+    assert told == [2]
+    gate.discard()
+    gate.note_flush()
+    assert told == [2]
