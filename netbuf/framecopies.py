@@ -11,6 +11,8 @@ from typing import Protocol
 
 import structlog
 
+from netbuf.errors import SealedFramesError
+
 _log = structlog.get_logger(__name__)
 
 
@@ -32,6 +34,32 @@ class Copies(Protocol):
     def close(self) -> None:
         """Idempotent."""
         ...
+
+
+class NoCopies:
+    """Of a hold that nobody will ask for frames: in the place of `FrameCopies`."""
+
+    missing_items = 0
+
+    def heed(self) -> None:
+        """Nothing."""
+
+    ignore = read = clear = close = heed
+
+    def seal(self, epoch: int, held_items: int) -> None:
+        """Nothing."""
+
+    def forget(self, epoch: int) -> None:
+        """Nothing."""
+
+    def frames(self, epoch: int) -> list[bytes]:
+        """Raises `SealedFramesError`."""
+        raise not_kept(epoch)
+
+
+def not_kept(epoch: int) -> SealedFramesError:
+    """What a hold that keeps none says to `sealed_frames`."""
+    return SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: make it with that")
 
 
 class FrameCopies:

@@ -26,9 +26,9 @@ import structlog
 import trio
 
 from netbuf.announce import check_frames
-from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError, SealedFramesError
+from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError
 from netbuf.firstoutput import FirstOutput
-from netbuf.framecopies import FrameCopies
+from netbuf.framecopies import FrameCopies, NoCopies
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.passing import Passing
 from netbuf.plugmeter import PlugMeter
@@ -85,14 +85,7 @@ class PlugHold:
         self._meter = PlugMeter(self._ledger, guest.name)
         self._passing = Passing(self._gate, self._ledger, self._meter, self._plumbing.undelivered)
         self._first = FirstOutput(self._ledger, self._gate)
-        self._copies: FrameCopies | None = None
-        if keep_frames:
-            try:
-                source = self._plumbing.copies(limit_bytes)
-            except NetbufError:
-                self._plumbing.close()
-                raise
-            self._copies = FrameCopies(source, guest.name, limit_bytes)
+        self._copies: FrameCopies | NoCopies = self._make_copies() if keep_frames else NoCopies()
         self._callbacks: list[Callable[[Pressure], None]] = []
         self._leaving = trio.Lock()  # releases and openings take turns
         self._nap = trio.CancelScope()  # in which `run` waits; a new one each time
@@ -157,8 +150,7 @@ class PlugHold:
                 self._passing.shut_gate()
                 kept_items = self._gate.reading().kept_items
                 self._plug()
-                if self._copies is not None:
-                    self._copies.heed()
+                self._copies.heed()
             self._plumbing.join()
             self._ledger.hold(epoch)
         self._begin(kept_items)
@@ -181,8 +173,7 @@ class PlugHold:
         with self._cut_if_broken():
             queue = self._queue.buffer()
             self._meter.waiting(queue)
-        if self._copies is not None:
-            self._copies.seal(epoch, self._ledger.open_items)
+        self._copies.seal(epoch, self._ledger.open_items)
         self._ledger.seal(epoch)
         self._begin(kept_items)
         self._tell_refusals(queue.dropped_items)
@@ -204,8 +195,7 @@ class PlugHold:
                 released = True
             finally:
                 self._ledger.end_release(released=released)
-            if self._copies is not None:
-                self._copies.forget(epoch)
+            self._copies.forget(epoch)
 
     async def open(self) -> None:
         """Let all out that is held, in order; from then on frames pass at once, in both directions.
@@ -230,8 +220,7 @@ class PlugHold:
             finally:
                 self._ledger.end_open(opened=opened)
                 self._wake()
-            if self._copies is not None:
-                self._copies.ignore()
+            self._copies.ignore()
 
     def discard(self) -> None:
         """Drop all that is held; nothing leaves ever after. Idempotent, never raises."""
@@ -260,7 +249,7 @@ class PlugHold:
     @property
     def missing_items(self) -> int:
         """How many frames `sealed_frames` has not had of all that were sealed."""
-        return 0 if self._copies is None else self._copies.missing_items
+        return self._copies.missing_items
 
     def sealed_frames(self, epoch: int) -> list[bytes]:
         """The frames of a sealed, unreleased epoch, with a vnet header as a tap hold has them.
@@ -268,10 +257,9 @@ class PlugHold:
         Prerequisite: made with `keep_frames`. Raises `SealedFramesError`. Some may be missing: then the log
         and `missing_items` say so.
         """
-        if self._copies is None:
-            raise SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: ask for it")
+        frames = self._copies.frames(epoch)
         self._ledger.place_of(epoch)
-        return self._copies.frames(epoch)
+        return frames
 
     def replay(self, frames: Sequence[bytes]) -> None:
         """Send `frames`, another hold's `sealed_frames`, to the LAN at once, as the guest's port would.
@@ -293,8 +281,7 @@ class PlugHold:
         self._closed = True
         if self._running and self._gate.notice_fileno() >= 0:
             trio.lowlevel.notify_closing(self._gate.notice_fileno())
-        if self._copies is not None:
-            self._copies.close()
+        self._copies.close()
         self._plumbing.close()
         self._wake()
 
@@ -351,6 +338,14 @@ class PlugHold:
             case _:
                 return POLL_S_MAX
 
+    def _make_copies(self) -> FrameCopies:
+        try:
+            source = self._plumbing.copies(self._ledger.limit_bytes)
+        except NetbufError:
+            self._plumbing.close()
+            raise
+        return FrameCopies(source, self._name, self._ledger.limit_bytes)
+
     # --- what the kernel says -------------------------------------------------------------------
 
     def _count(self) -> None:
@@ -362,7 +357,7 @@ class PlugHold:
     def _observe(self) -> None:
         with self._cut_if_broken():
             self._count()
-        if self._copies is not None and self._ledger.state is HoldState.HOLDING:
+        if self._ledger.state is HoldState.HOLDING:
             self._copies.read()
         self._tell()
 
@@ -445,8 +440,7 @@ class PlugHold:
         self._passing.shut_gate()
         self._plumbing.cut()
         self._ledger.discard()
-        if self._copies is not None:
-            self._copies.close()
+        self._copies.close()
         self._wake()
 
     def _wake(self) -> None:

@@ -29,8 +29,9 @@ import structlog
 import trio
 
 from netbuf.announce import check_frames
-from netbuf.errors import InterfaceVanishedError, SealedFramesError
+from netbuf.errors import InterfaceVanishedError
 from netbuf.firstoutput import FirstOutput
+from netbuf.framecopies import not_kept
 from netbuf.gatemeter import GateMeter
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
@@ -223,7 +224,7 @@ class TapHold:
         Prerequisite: made with `keep_frames`. Raises `SealedFramesError`.
         """
         if not self._keep_frames:
-            raise SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: ask for it")
+            raise not_kept(epoch)
         first, count = self._ledger.place_of(epoch)
         return list(islice(self._held, first, first + count))
 

@@ -14,6 +14,7 @@ from remuslike.lab.lab import Lab
 IN_THE_LAB = os.environ.get("REMUSLIKE_LAB") == "1"
 
 REMOTE = pytest.StashKey[Remote]()
+LAB_NODES = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Last, so that what -k and -m leave out isn't asked for in the lab either."""
     if not IN_THE_LAB:
-        replace_lab_items(items, config.stash[REMOTE])
+        config.stash[LAB_NODES] = replace_lab_items(items, config.stash[REMOTE])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """The tests in the lab begin with the first one outside."""
+    nodes = session.config.stash.get(LAB_NODES, [])
+    if nodes and not session.config.option.collectonly and not session.testsfailed:
+        session.config.stash[REMOTE].begin(nodes)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

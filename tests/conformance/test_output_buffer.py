@@ -23,16 +23,24 @@ from output_buffer_subjects import (
     open_tap_in_namespace,
     open_tap_over_sockets,
 )
-from output_buffer_suite import FAILURE_PROPERTIES, PROPERTIES, OpenSubject, Property, many_epochs
+from output_buffer_suite import (
+    FAILURE_PROPERTIES,
+    PROPERTIES,
+    OpenSubject,
+    Property,
+    many_epochs,
+    random_walks_lose_nothing,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """`epochs`: how many of them are cheap enough for a test."""
+    """`epochs` and `walks`: how many of them are cheap enough for a test."""
 
     name: str
     open_subject: OpenSubject
     epochs: int
+    walks: int = 5
     in_namespace: bool = False
     autojump: bool = False  # for an implementation that looks at the kernel from time to time
     outside_can_fail: bool = True
@@ -63,7 +71,8 @@ IN_NAMESPACE = Implementation("tap hold", open_tap_in_namespace, epochs=500, in_
 IN_LAB = Implementation(
     "plug hold",
     open_plug_in_namespace,
-    epochs=1_000,
+    epochs=100,  # ten thousand are `test_netbuf_frames`'s
+    walks=2,
     in_namespace=True,
     autojump=True,
     outside_can_fail=False,
@@ -103,6 +112,11 @@ def test_contract(implementation: Implementation, check: Property) -> None:
 @pytest.mark.parametrize("check", FAILURE_PROPERTIES, ids=_name)
 def test_contract_in_failure(implementation: Implementation, check: Property) -> None:
     implementation.run(check)
+
+
+@everywhere
+def test_random_walks_lose_nothing(implementation: Implementation) -> None:
+    implementation.run(partial(random_walks_lose_nothing, count=implementation.walks))
 
 
 @everywhere

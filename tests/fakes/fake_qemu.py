@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -I -S
 """A program that stands in for QEMU: it takes QEMU's command line, maps the RAM, and answers the monitor.
 
 What it does is said by REMUSLIKE_FAKE_QEMU, words separated by spaces:

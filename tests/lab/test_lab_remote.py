@@ -92,6 +92,19 @@ def test_an_item_has_the_name_of_the_test_and_comes_to_the_same(request: pytest.
     assert remote.asked == [[node, node]]
 
 
+def test_tests_outside_come_first_while_the_lab_runs_its_own(request: pytest.FixtureRequest) -> None:
+    def named(name: str) -> pytest.Item:
+        return pytest.Function.from_parent(request.node.parent, name=name, callobj=lambda: None)
+
+    inside, outside, last = named("inside"), named("outside"), named("last")
+    for item in (inside, last):
+        item.add_marker(pytest.mark.lab)
+    items = [inside, outside, last]
+    nodes = replace_lab_items(items, FakeRemote(PASSED))
+    assert [item.name for item in items] == ["outside", "inside", "last"]
+    assert nodes == [inside.nodeid, last.nodeid]
+
+
 def test_a_failure_in_the_lab_is_shown_with_what_was_captured(request: pytest.FixtureRequest) -> None:
     sections = (("Captured stdout setup", "begun"),)
     item = lab_item(request, FakeRemote(Outcome(NODE, "failed", "E  the traceback", sections)))

@@ -123,6 +123,36 @@ async def test_a_plug_that_never_drains_is_refused_and_stays_open() -> None:
     assert plug.asked[-3] == "release all"
 
 
+async def test_the_first_output_is_told_of_by_the_gate_and_not_by_looking() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    told: list[tuple[int, int]] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.on_output(lambda epoch: told.append((epoch, len(plug.asked))))
+        hold.hold(1)
+        await trio.testing.wait_all_tasks_blocked()
+        asked = len(plug.asked)
+        plug.send(*numbered(0, 3))
+        assert hold.open_items() == 3
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == [(1, asked)]
+        hold.close()
+
+
+async def test_frames_carried_over_from_a_sealed_epoch_are_the_next_ones_first() -> None:
+    plug = FakePlug()
+    hold = make(plug)
+    told: list[int] = []
+    hold.on_output(told.append)
+    hold.hold(1)
+    plug.during_buffer = numbered(0, 2)
+    hold.seal(1)
+    await hold.release(1)
+    assert told == [2]
+    assert hold.open_items() == 2
+
+
 async def test_pressure_is_told_by_looking_at_the_kernel(autojump_clock: trio.testing.MockClock) -> None:
     plug = FakePlug()
     hold = make(plug, limit_bytes=4 * FRAME_BYTES)

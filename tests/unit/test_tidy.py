@@ -43,6 +43,7 @@ PURE = (
     "diskbuf/sealed.py",
     "diskbuf/sizes.py",
     "diskbuf/wire.py",
+    "netbuf/firstoutput.py",
     "netbuf/gatemeter.py",
     "netbuf/gatewire.py",
     "netbuf/ledger.py",
