@@ -7,6 +7,7 @@ socket a second time. Frames to the guest are left out.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,7 @@ class PacketNotice:
             return False
         _refuse(self._socket)
         came = False
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # none waits, or the tap has been down, which is said once
             while self._socket.recv(1):
                 came = True
         return came
@@ -128,8 +129,9 @@ class PacketCopies:
                 length, ancillary, _, _ = self._socket.recvmsg_into(self._buffers, _AUXILIARY_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # a kind of GSO that a vnet header can't say
-                self._lost_items += 1
+            except OSError as error:
+                # Said once after the tap has been down; else a kind of GSO that a vnet header can't express.
+                self._lost_items += error.errno != errno.ENETDOWN
                 continue
             yield _with_tag(self._header, self._frame[: length - _HEADER_BYTES], ancillary)
 

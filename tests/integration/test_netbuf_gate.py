@@ -208,8 +208,8 @@ def test_a_gate_notifies_of_the_one_frame_that_was_asked_for(lab: Lab) -> None:
 
 @namespaced()
 def test_a_packet_socket_notifies_of_the_next_frame_where_there_is_no_gate(lab: Lab) -> None:
+    notice = PacketNotice(lab.guest.name)  # the tap is down
     lab.make_hold()
-    notice = PacketNotice(lab.guest.name)
     notices = select.poll()
     notices.register(notice.fileno(), select.POLLIN)
     for _ in range(2):
