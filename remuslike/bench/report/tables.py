@@ -31,7 +31,7 @@ class Table:
 
 _COST_HEAD = (
     *("setting", "throughput", "ratio", "median latency, ms", "99 %, ms", "added median, ms"),
-    *("pause, ms", "99 %, ms", "pause + commit, ms", "checkpoints/s", "dirty pages", "wire / dirty"),
+    *("pause, ms", "99 %, ms", "pause + commit, ms", "checkpoints a second", "dirty pages", "wire / dirty"),
     *("cores", "MiB"),
 )
 _TAKEOVER_HEAD = ("setting", "kills", "guest runs after, ms", "longest, ms", "first reply after, ms", "lost")
