@@ -64,7 +64,7 @@ def check_a_difference_below_the_threshold_is_none() -> None:
 
 
 def check_noise_is_not_taken_for_a_difference() -> None:
-    noisy, a = (1.0, 2.0, 4.0, 8.0, 1.5), a_run(0.8)
+    noisy, a = (0.5, 2.0, 4.0, 8.0, 0.7), a_run(0.8)
     cells = [
         cell.model_copy(update={"checkpoints": {"pause_ms": (4 * noisy[cell.round - 1],)}})
         for cell in a.results.cells
