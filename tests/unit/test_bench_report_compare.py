@@ -176,4 +176,4 @@ def test_only_what_is_named_is_compared() -> None:
 
 def test_unprotected_is_not_judged() -> None:
     outcome = compare(a_run(0.8), a_run(0.8), 0.05, force=False)
-    assert {each.variant for each in outcome.comparisons} == {EPOCH}
+    assert {each.variant.key for each in outcome.comparisons} == {EPOCH.key}
