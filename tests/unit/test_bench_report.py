@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).with_name("bench_report")
 PLOTS = ("throughput", "latency", "pause", "crossover", "takeover", "over-time")
 
 
+@cache
 def made_up(seed: int = 1, slower: float = 1.0, cpu: str = "AMD EPYC") -> Results:
     environment = {**ENVIRONMENT, "cpu": cpu}
     made = MadeUp(seed, rounds=3, samples=30, operations=60, kills=3, slower=slower, environment=environment)
@@ -204,14 +205,15 @@ def test_modes_cross_where_their_lines_do() -> None:
     assert words == "equal at 320/s"
 
 
-def test_report_writes_all_it_names(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", made_up())
+def test_report_writes_all_it_names_and_says_what_it_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", small().runs[0].results)
     out = tmp_path / "new" / "directory"
     done = CliRunner().invoke(bench, ["report", str(path), "--out", str(out)], catch_exceptions=False)
     assert done.exit_code == 0
-    names = {"report.html", "report.md", "figures.csv", *(f"{plot}.png" for plot in PLOTS)}
+    names = {"report.html", "report.md", "figures.csv", "throughput.png", "pause.png", "takeover.png"}
     assert {each.name for each in out.iterdir()} == names
     assert all(name in done.output for name in names)
+    assert all(f"{plot}: left out: no " in done.output for plot in ("latency", "crossover", "over-time"))
 
 
 def test_compare_says_what_is_worse(tmp_path: Path) -> None:
