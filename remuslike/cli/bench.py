@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from remuslike.cli.bench_report import compare, report
+
 
 @click.group()
 def bench() -> None:
@@ -51,3 +53,7 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
     from remuslike.bench.net import PARTS, NetOptions, run_net_bench
 
     run_net_bench(NetOptions(parts=parts or PARTS, **options), Console())
+
+
+bench.add_command(report)
+bench.add_command(compare)

@@ -27,6 +27,11 @@ BANNED_WORDS = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError|breakpoint)\b"
 PURE = (
     "remuslike/engine/",
     "remuslike/bench/figures.py",
+    "remuslike/bench/report/compare.py",
+    "remuslike/bench/report/intervals.py",
+    "remuslike/bench/report/measures.py",
+    "remuslike/bench/report/summary.py",
+    "remuslike/bench/report/tables.py",
     "remuslike/daemon/payloads.py",
     "remuslike/guest/command.py",
     "remuslike/guest/qmp_wire.py",

@@ -1,0 +1,1 @@
+"""From files of `bench run` to figures, plots, a page, and a verdict on two of them."""
