@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
+from remuslike.engine.events import OutputKind
 from remuslike.engine.ports import BACKUP_STEPS, PRIMARY_STEPS
 
 
@@ -56,6 +57,8 @@ WEIGHTS = {
     Kind.FREEZE: 4,
     Kind.JOIN: 6,
 }
+
+TAPS = (tuple(OutputKind), tuple(OutputKind), (OutputKind.NETWORK,), (OutputKind.DISK,))
 
 ENDINGS = (Kind.STOP_PRIMARY, Kind.POWER_OFF, Kind.RESET, Kind.CUT)  # ends that overtake each other
 
@@ -120,8 +123,16 @@ class Options:
     durable: bool  # acknowledgements wait for the secondary's journal
     log_s: float
     shared: bool  # all hosts reach one disk; only who holds its lock may write to it
+    mode: str  # epoch, event-tap or adaptive
+    taps: frozenset[OutputKind]
+    floor_s: float
     anchor: Anchor
     faults: tuple[Fault, ...]
+
+    @property
+    def replays(self) -> bool:
+        """Whether frames travel with their epoch, and a survivor sends those that may not have left."""
+        return self.mode == "event-tap" and OutputKind.NETWORK in self.taps
 
 
 def draw(random: Random) -> Options:
@@ -181,6 +192,9 @@ def draw(random: Random) -> Options:
         durable=random.random() < 0.3,
         log_s=random.choice((0.0002, 0.002, 0.01)),
         shared=random.random() < 0.25,
+        mode=random.choice(("epoch", "epoch", "event-tap", "adaptive")),
+        taps=frozenset(random.choice(TAPS)),
+        floor_s=random.choice((0.0, 0.0, 0.005)),
     )
 
 
