@@ -80,8 +80,11 @@ class BackupSession:
         self._devices = DevicesDecoder()
         self._sync_admitted = False
         self._has_base = False
-        # An epoch can't honestly carry more than all of RAM and a full disk buffer on each side of it.
-        self._staged_bytes_max = 2 * ram.nbytes + sum(disk.size_bytes for disk in outputs.disks)
+        # An epoch can't honestly carry more than all of RAM and a full disk buffer on each side of it, and
+        # full network holds.
+        self._staged_bytes_max = (
+            2 * ram.nbytes + sum(disk.size_bytes for disk in outputs.disks) + outputs.network_limit_bytes
+        )
         self._staging: StagedEpoch | None = None
         # Bounded by the core's window.
         self._acks_in, self._acks_out = trio.open_memory_channel[int](math.inf)

@@ -83,6 +83,11 @@ class Outputs:
             disk.on_output(partial(callback, OutputKind.DISK))
 
     @property
+    def network_limit_bytes(self) -> int:
+        """At most so much of an epoch's frames is held; twice their limit, for what comes until a seal."""
+        return 2 * sum(network.statistics().limit_bytes for network in self.networks)
+
+    @property
     def open_frames(self) -> int:
         """How many the open epoch has so far."""
         return sum(network.open_items() for network in self.networks)

@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -66,6 +67,9 @@ FRAMES = {
 }
 
 
+LIMIT_BYTES = 200_000
+
+
 class FakeNetwork:
     """A hold that says what it was told to send."""
 
@@ -76,6 +80,9 @@ class FakeNetwork:
 
     def replay(self, frames: list[bytes]) -> None:
         self.sent += frames
+
+    def statistics(self) -> Any:
+        return SimpleNamespace(limit_bytes=LIMIT_BYTES)
 
 
 def no_hook(_step: str, _epoch: int) -> None:
@@ -171,6 +178,15 @@ async def test_a_primary_that_never_releases_is_refused(pair: Pair) -> None:
             await pair.wait_arrived(RETAINED_EPOCHS_MAX + 2)
     assert caught.group_contains(PayloadError, match="has yet to release 17 epochs", depth=2)
     assert pair.arrived == RETAINED_EPOCHS_MAX + 1
+
+
+async def test_more_frames_than_any_hold_has_are_refused(pair: Pair) -> None:
+    frame = FRAMES["tcp, many segments at once"]
+    with pytest.raises(ExceptionGroup) as caught:
+        async with connected(pair):
+            pair.send(1, [frame] * (4 * LIMIT_BYTES // len(frame) + 1), [])
+            await pair.wait_arrived(1)
+    assert caught.group_contains(PayloadError, match="epoch 1 is larger than the guest", depth=2)
 
 
 async def test_frames_of_an_interface_that_the_guest_has_not_are_refused(pair: Pair) -> None:
