@@ -127,6 +127,7 @@ class Buffer:
         self._untold = True
 
     def sealed_outputs(self, epoch: int) -> tuple[Output, ...]:
+        self._demand(any(number == epoch for number, _ in self.sealed), f"sealed({epoch}) that is not")
         return tuple(next(outputs for number, outputs in self.sealed if number == epoch))
 
     def release(self, epoch: int) -> Steps:

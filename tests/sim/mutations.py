@@ -1,6 +1,6 @@
 """Deliberately broken variants. The oracle, or a buffer's contract, must catch every one of them.
 
-A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 4,000 seeds.
+A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 6,000 seeds.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def draw(random: Random) -> Options:
     anchor = Anchor(host, random.choice(effects), random.choice((1, 1, 2, 3)))
     anchored = random.choice((0.0, 0.4, 0.8))
     scene = random.random()
+    hung = False
     if scene < 0.08:
         # A survivor's own survivor.
         faults += [Fault(0.02, Kind.JOIN), Fault(random.uniform(0.06, 0.1), Kind.CRASH_PRIMARY)]
@@ -162,6 +163,12 @@ def draw(random: Random) -> Options:
         at_s = random.uniform(0.05, 0.1)
         faults += [Fault(at_s, Kind.CRASH_SECONDARY), Fault(at_s + 0.01, Kind.JOIN)]
         duration_s = max(duration_s, 0.35)
+    elif scene < 0.38:
+        # A host hangs while it lets an epoch out, and comes back when another has taken over.
+        hung = True
+        anchor = Anchor("alpha", "Release", random.randint(1, 4))
+        hangs_s = random.uniform(0.12, 0.3)
+        faults.append(Fault(random.uniform(0, 0.004), Kind.FREEZE, hangs_s, host="alpha", anchored=True))
     burst_s = random.choice((0.002, 0.02))
     for kind in kinds:
         if random.random() < anchored:
@@ -191,7 +198,7 @@ def draw(random: Random) -> Options:
         store_stall_s=random.choice((0.0, 0.0, 0.0, 0.3)),
         durable=random.random() < 0.3,
         log_s=random.choice((0.0002, 0.002, 0.01)),
-        shared=random.random() < 0.25,
+        shared=random.random() < (0.7 if hung else 0.25),
         mode=random.choice(("epoch", "epoch", "event-tap", "adaptive")),
         taps=frozenset(random.choice(TAPS)),
         floor_s=random.choice((0.0, 0.0, 0.005)),
