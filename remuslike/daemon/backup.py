@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from socket import socketpair
 from typing import Any, assert_never
 
@@ -27,6 +27,7 @@ from remuslike.daemon.protector import Protector
 from remuslike.daemon.question import ask_witness
 from remuslike.daemon.retained import RetainedOutputs
 from remuslike.daemon.stepper import Stepper
+from remuslike.daemon.takeover import Takeover, cause_of
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
@@ -51,25 +52,6 @@ _ANNOUNCEMENT_INTERVAL_S = 0.1
 # that takes no longer than one of its own checks; if it hangs, an operator hears of it every 5 s.
 _LOCK_TURN_S = 0.01
 _LOCK_WARNING_TURNS = 500
-
-
-@dataclass(slots=True)
-class Takeover:
-    """How a takeover went. The `_at` are time.monotonic() seconds; None: not reached."""
-
-    cause: str
-    epoch: int | None
-    silence_ms: float
-    decided_at: float
-    granted_at: float | None = None
-    opened_at: float | None = None
-    replayed_frames: int = 0
-    running_at: float | None = None
-
-    @property
-    def activation_ms(self) -> float | None:
-        """From the decision to take over until the guest runs."""
-        return None if self.running_at is None else (self.running_at - self.decided_at) * 1e3
 
 
 class BackupDaemon:
@@ -172,7 +154,7 @@ class BackupDaemon:
         if self._core.phase is BackupPhase.CONTENDING and before is BackupPhase.STANDBY:
             now = time.monotonic()
             silence_ms = max(0.0, now - self._heard()) * 1e3
-            self._takeover = Takeover(_cause(event), self._core.acknowledged, silence_ms, now)
+            self._takeover = Takeover(cause_of(event), self._core.acknowledged, silence_ms, now)
 
     def _perform(self, effect: BackupEffect) -> None:
         match effect:
@@ -315,6 +297,7 @@ class BackupDaemon:
             await self._take_shared_disks()
             await self._outputs.open()
             self._replay_frames()
+            self._retained = RetainedOutputs()
         except (DiskbufError, NetbufError) as error:
             self.post(on.ActivationFailed(time.monotonic(), str(error)))
             return
@@ -416,16 +399,3 @@ class BackupDaemon:
             "guest_pid": self._process.pid,
             "protection": self._protector.statistics() if self._protector else None,
         }
-
-
-def _cause(event: BackupEvent) -> str:
-    """Why a takeover began, in an operator's words."""
-    match event:
-        case on.LinkLost():
-            return event.reason
-        case on.PeerLeft():
-            return f"the primary said {event.farewell.value}"
-        case on.Tick():
-            return "the primary was silent"
-        case _:
-            return "the primary broke the protocol"
