@@ -73,7 +73,7 @@ class EventTapPolicy:
 
 # An epoch with so many frames serves so many clients that the guest has work while some of them wait: it
 # gains nothing from pausing more often than its share of pauses allows.
-BUSY_FRAMES = 32
+BUSY_FRAMES = 16
 
 # ... which is one part of so many.
 PAUSES_PER_BUSY_EPOCH = 4
