@@ -140,8 +140,6 @@ class Protector:
                 self._output_in.send_nowait(effect)
             case do.SendEpoch():
                 pending = self._captured.pop(effect.epoch)
-                if self._sends_frames and not pending.base:
-                    pending.frames = self._outputs.sealed_frames(effect.epoch)
                 if self._connector.slot.session is not None:
                     self._connector.slot.session.enqueue(pending)
             case do.AcquireWitness():
@@ -224,6 +222,8 @@ class Protector:
             pending.writes = [disk.held_writes() for disk in self._outputs.disks]
         elif not base:
             pending.writes = [disk.sealed(epoch) for disk in self._outputs.disks]
+            if self._sends_frames:  # the guest waits for their acknowledgement anyway
+                pending.frames = self._outputs.sealed_frames(epoch)
         self._captured[epoch] = pending
         self._checkpointed = sample
         self._hook("checkpoint.captured", epoch)
