@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,6 +43,9 @@ def _checked_address(value: str) -> str:
         raise ValueError("must be HOST:PORT with a port from 1 to 65535")
     return value
 
+
+Mode = Literal["epoch", "event-tap", "adaptive"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 Name = Annotated[str, AfterValidator(_checked_name)]
 Mac = Annotated[str, AfterValidator(_checked_mac)]
@@ -145,10 +148,26 @@ class GuestSettings(Section):
 
 
 class EpochSettings(Section):
-    """`window`: how many epochs may be on their way at once; the buffers' depth also bounds it."""
+    """When checkpoints are taken (`remuslike.engine.policy`).
 
+    `epoch_ms`: between two of them; of "adaptive" the ceiling; of "event-tap" how long outputs wait that
+    aren't among its `taps`. `floor_ms`: the shortest epoch of "adaptive". `window`: how many epochs may be on
+    their way at once; the buffers' depth also bounds it.
+    """
+
+    mode: Mode = "epoch"
     epoch_ms: float = Field(default=25, ge=1, le=10_000)
+    taps: list[Literal["net", "disk"]] = Field(default=["net", "disk"], min_length=1)
+    floor_ms: float = Field(default=0, ge=0, le=10_000)
     window: int = Field(default=2, ge=1, le=8)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EpochSettings:
+        if len(set(self.taps)) < len(self.taps):
+            raise ValueError(f"taps = {self.taps}: names one twice")
+        if self.floor_ms > self.epoch_ms:
+            raise ValueError(f"floor_ms = {self.floor_ms:g}: is over epoch_ms = {self.epoch_ms:g}")
+        return self
 
 
 class BufferSettings(Section):

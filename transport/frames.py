@@ -74,6 +74,7 @@ class FrameType(IntEnum):
     ACKNOWLEDGE = 13
     GOODBYE = 14
     RELEASED = 15
+    NETWORK_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)

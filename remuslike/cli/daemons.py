@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from remuslike.cli.logs import configure_logs
-from remuslike.config import Settings, load_settings
+from remuslike.config import MODES, Mode, Settings, load_settings
 from remuslike.daemon.backup import BackupDaemon
 from remuslike.daemon.hooks import hook_from_environment
 from remuslike.daemon.primary import PrimaryDaemon
@@ -39,20 +39,23 @@ _CONFIG = click.option(
 )
 
 
+_MODE = click.option("--mode", type=click.Choice(MODES), help="In place of the file's epoch.mode.")
+
+
 @click.command()
 @_CONFIG
-def primary(config_path: Path) -> None:
+@_MODE
+def primary(config_path: Path, mode: Mode | None) -> None:
     """Run a guest, and protect it with a secondary."""
-    settings = load_settings(config_path)
-    _run(settings, PrimaryDaemon)
+    _run(_settings(config_path, mode), PrimaryDaemon)
 
 
 @click.command()
 @_CONFIG
-def secondary(config_path: Path) -> None:
+@_MODE
+def secondary(config_path: Path, mode: Mode | None) -> None:
     """Stand by for a primary, and take its guest over when it dies."""
-    settings = load_settings(config_path)
-    _run(settings, BackupDaemon)
+    _run(_settings(config_path, mode), BackupDaemon)
 
 
 @click.command()
@@ -73,6 +76,13 @@ def status(config_path: Path) -> None:
     if not answer:
         raise ControlError(f"control socket '{path}': hung up without an answer; ask again")
     click.echo(answer)
+
+
+def _settings(config_path: Path, mode: Mode | None) -> Settings:
+    settings = load_settings(config_path)
+    if mode is None:
+        return settings
+    return settings.model_copy(update={"epoch": settings.epoch.model_copy(update={"mode": mode})})
 
 
 def _run(settings: Settings, daemon_class: type[PrimaryDaemon] | type[BackupDaemon]) -> None:

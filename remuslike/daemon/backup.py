@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from socket import socketpair
 from typing import Any, assert_never
 
@@ -26,7 +25,9 @@ from remuslike.daemon.host import Host, introduce, make_witness, open_host
 from remuslike.daemon.listener import Listener
 from remuslike.daemon.protector import Protector
 from remuslike.daemon.question import ask_witness
-from remuslike.daemon.retained import RetainedWrites
+from remuslike.daemon.retained import RetainedOutputs
+from remuslike.daemon.stepper import Stepper
+from remuslike.daemon.takeover import Takeover, cause_of
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
@@ -53,24 +54,6 @@ _LOCK_TURN_S = 0.01
 _LOCK_WARNING_TURNS = 500
 
 
-@dataclass(slots=True)
-class Takeover:
-    """How a takeover went. The `_at` are time.monotonic() seconds; None: not reached."""
-
-    cause: str
-    epoch: int | None
-    silence_ms: float
-    decided_at: float
-    granted_at: float | None = None
-    opened_at: float | None = None
-    running_at: float | None = None
-
-    @property
-    def activation_ms(self) -> float | None:
-        """From the decision to take over until the guest runs."""
-        return None if self.running_at is None else (self.running_at - self.decided_at) * 1e3
-
-
 class BackupDaemon:
     """One secondary, from its configuration to the reason it ended."""
 
@@ -80,9 +63,7 @@ class BackupDaemon:
         self._witness = make_witness(settings)
         durable = settings.link.ack == "durable"
         self._core = BackupCore(BackupSettings(detect_s=settings.link.detect_ms / 1e3, durable=durable))
-        self._events: deque[BackupEvent] = deque()
-        self._stepping = False
-        self._poke = trio.Event()
+        self._stepper: Stepper[BackupEvent] = Stepper(self._take, self._core.next_tick, self._heard)
         self._finished = trio.Event()
         self.running = False  # set up, so that `request_stop` can be followed
         self._final: Finish | None = None
@@ -90,7 +71,7 @@ class BackupDaemon:
         self._takeover: Takeover | None = None
         self._protector: Protector | None = None
         self._staged: dict[int, StagedEpoch] = {}
-        self._retained = RetainedWrites()
+        self._retained = RetainedOutputs()
         self._devices = b""
         self._applied = trio.Event()  # an epoch was; replaced then
         # Bounded by the core's window, and a takeover.
@@ -112,7 +93,7 @@ class BackupDaemon:
                 await nursery.start(self._listener.run)
                 nursery.start_soon(self._work)
                 nursery.start_soon(self._work_journals)
-                nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._stepper.keep_time)
                 await nursery.start(serve_control, self._settings.control_path, self._answer)
                 self.running = True
                 _log.info("secondary.ready", address=self._settings.link.address)
@@ -147,23 +128,19 @@ class BackupDaemon:
     # --- stepping the core ----------------------------------------------------------------------
 
     def post(self, event: BackupEvent) -> None:
-        """Step the core; a nested call waits its turn."""
-        self._events.append(event)
-        if self._stepping:
-            return
-        self._stepping = True
-        try:
-            while self._events:
-                before = self._core.phase
-                event = self._events.popleft()
-                effects = self._core.step(event)
-                if self._core.phase is not before:
-                    self._note_phase(event, before)
-                for effect in effects:
-                    self._perform(effect)
-        finally:
-            self._stepping = False
-        self._poke.set()
+        """Step the core."""
+        self._stepper.post(event)
+
+    def _take(self, event: BackupEvent) -> None:
+        before = self._core.phase
+        effects = self._core.step(event)
+        if self._core.phase is not before:
+            self._note_phase(event, before)
+        for effect in effects:
+            self._perform(effect)
+
+    def _heard(self) -> float:
+        return self._listener.slot.heard()
 
     def request_stop(self) -> None:
         """As the operator asks (SIGTERM)."""
@@ -176,8 +153,8 @@ class BackupDaemon:
         _log.info("secondary.phase", phase=self._core.phase.value, epoch=self._core.acknowledged)
         if self._core.phase is BackupPhase.CONTENDING and before is BackupPhase.STANDBY:
             now = time.monotonic()
-            silence_ms = max(0.0, now - self._listener.slot.heard()) * 1e3
-            self._takeover = Takeover(_cause(event), self._core.acknowledged, silence_ms, now)
+            silence_ms = max(0.0, now - self._heard()) * 1e3
+            self._takeover = Takeover(cause_of(event), self._core.acknowledged, silence_ms, now)
 
     def _perform(self, effect: BackupEffect) -> None:
         match effect:
@@ -209,15 +186,6 @@ class BackupDaemon:
                 self._finished.set()
             case _:
                 assert_never(effect)
-
-    async def _keep_time(self) -> None:
-        while True:
-            due = self._core.next_tick(time.monotonic())
-            with trio.move_on_after(math.inf if due is None else max(0.0, due - time.monotonic())):
-                await self._poke.wait()
-                self._poke = trio.Event()
-                continue
-            self.post(on.Tick(time.monotonic(), self._listener.slot.heard()))
 
     def _guest_ended(self, end: GuestEnd, detail: str) -> None:
         if self._protector is not None:
@@ -309,7 +277,7 @@ class BackupDaemon:
         except DiskbufError as error:
             self._apply_failed(epoch, error)
             return
-        self._retained.keep(epoch, kept)
+        self._retained.keep(epoch, kept, staged.frames)
         self._devices = staged.devices
         self._applied.set()
         self._applied = trio.Event()
@@ -328,6 +296,8 @@ class BackupDaemon:
         try:
             await self._take_shared_disks()
             await self._outputs.open()
+            self._replay_frames()
+            self._retained = RetainedOutputs()
         except (DiskbufError, NetbufError) as error:
             self.post(on.ActivationFailed(time.monotonic(), str(error)))
             return
@@ -344,9 +314,18 @@ class BackupDaemon:
                     _log.warning("takeover.store_in_use", disk=number, store=store.uri)
                 waited += 1
                 await trio.sleep(_LOCK_TURN_S)
-        for epoch, number, writes in self._retained.replay():
+        for epoch, number, writes in self._retained.writes():
             self._hook("replay.begin", epoch)
             await self._outputs.disks[number].apply(epoch, writes)
+
+    def _replay_frames(self) -> None:
+        """Before the guest runs and can send any behind them: frames of acknowledged epochs, which the
+        primary may not have sent. The LAN sees again what it has seen already, as it may anyway."""
+        for epoch, nic, frames in self._retained.frames():
+            _log.info("takeover.replay", epoch=epoch, nic=nic, frames=len(frames))
+            self._outputs.replay(nic, frames)
+            if self._takeover is not None:
+                self._takeover.replayed_frames += len(frames)
 
     async def _activate(self) -> None:
         try:
@@ -407,6 +386,7 @@ class BackupDaemon:
         return {
             "role": "secondary",
             "name": self._settings.name,
+            "mode": self._settings.epoch.mode,
             "phase": core.phase.value,
             "protected": self._protector is not None and self._protector.protected,
             "generation": core.generation,
@@ -419,16 +399,3 @@ class BackupDaemon:
             "guest_pid": self._process.pid,
             "protection": self._protector.statistics() if self._protector else None,
         }
-
-
-def _cause(event: BackupEvent) -> str:
-    """Why a takeover began, in an operator's words."""
-    match event:
-        case on.LinkLost():
-            return event.reason
-        case on.PeerLeft():
-            return f"the primary said {event.farewell.value}"
-        case on.Tick():
-            return "the primary was silent"
-        case _:
-            return "the primary broke the protocol"

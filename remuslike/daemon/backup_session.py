@@ -17,10 +17,11 @@ from remuslike.daemon.payloads import (
     DevicesDecoder,
     decode_chunk_untrusted,
     decode_disk_untrusted,
+    decode_frames_untrusted,
     decode_parts_untrusted,
     encode_digests,
 )
-from remuslike.daemon.retained import RetainedWrites
+from remuslike.daemon.retained import RETAINED_EPOCHS_MAX, NicFrames, RetainedOutputs
 from remuslike.engine import events as on
 from remuslike.engine.events import Farewell
 from remuslike.engine.handshake import Goodbye, parse_untrusted
@@ -45,13 +46,14 @@ _CHUNKS_PER_FRAME = 256
 @dataclass(slots=True)
 class StagedEpoch:
     """What has arrived of an epoch, checked and not yet applied. `base`: the session's first. `writes`:
-    (disk, its writes)."""
+    (disk, its writes); `frames`: (network interface, its frames), in pieces and in order."""
 
     epoch: int
     base: bool
     batches: list[PageBatch] = field(default_factory=list)
     devices: bytes = b""
     writes: list[tuple[int, SealedWrites]] = field(default_factory=list)
+    frames: NicFrames = field(default_factory=list)
     staged_bytes: int = 0
 
     def writes_by_disk(self) -> dict[int, SealedWrites]:
@@ -70,7 +72,7 @@ class BackupSession:
     ) -> None:
         self.link = link
         self.staged: dict[int, StagedEpoch] = {}
-        self.retained = RetainedWrites()
+        self.retained = RetainedOutputs()
         self._ram = ram
         self._outputs = outputs
         self._post = post
@@ -78,8 +80,11 @@ class BackupSession:
         self._devices = DevicesDecoder()
         self._sync_admitted = False
         self._has_base = False
-        # An epoch can't honestly carry more than all of RAM and a full disk buffer on each side of it.
-        self._staged_bytes_max = 2 * ram.nbytes + sum(disk.size_bytes for disk in outputs.disks)
+        # An epoch can't honestly carry more than all of RAM and a full disk buffer on each side of it, and
+        # full network holds.
+        self._staged_bytes_max = (
+            2 * ram.nbytes + sum(disk.size_bytes for disk in outputs.disks) + outputs.network_limit_bytes
+        )
         self._staging: StagedEpoch | None = None
         # Bounded by the core's window.
         self._acks_in, self._acks_out = trio.open_memory_channel[int](math.inf)
@@ -125,10 +130,12 @@ class BackupSession:
                     await self._take_sync(frame)
                 case FrameType.EPOCH_BEGIN:
                     self._hook("receive.begin", frame.epoch)
+                    if len(self.retained) > RETAINED_EPOCHS_MAX:
+                        raise PayloadError(f"the primary has yet to release {len(self.retained)} epochs")
                     self._staging = StagedEpoch(frame.epoch, base=not self._has_base)
                     self._has_base = True
                     self._post(on.EpochBegan(frame.epoch))
-                case FrameType.PAGES | FrameType.DEVICES | FrameType.DISK_WRITES:
+                case FrameType.PAGES | FrameType.DEVICES | FrameType.DISK_WRITES | FrameType.NETWORK_FRAMES:
                     await self._stage(frame)
                 case FrameType.EPOCH_END:
                     self._complete(frame)
@@ -177,6 +184,9 @@ class BackupSession:
         elif frame.type is FrameType.DEVICES:
             staging.devices = self._devices.decode_untrusted(frame.payload)
             staging.staged_bytes += len(staging.devices)
+        elif frame.type is FrameType.NETWORK_FRAMES:
+            staging.frames.append(decode_frames_untrusted(frame.payload, len(self._outputs.networks)))
+            staging.staged_bytes += len(frame.payload)
         else:
             number, rest = decode_disk_untrusted(frame.payload, len(self._outputs.disks))
             writes = decode_writes_untrusted(rest, self._outputs.disks[number].size_bytes)

@@ -19,6 +19,7 @@ from netbuf import GuestTap, Hold, choose, limit_bytes, make_hold
 from netbuf.errors import LimitError
 from remuslike.config import GuestSettings, NicSettings, Settings
 from remuslike.daemon.disks import open_disks
+from remuslike.daemon.mode import sends_frames
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
 from remuslike.engine.ports import PAGE_BYTES, Witness
@@ -97,7 +98,8 @@ async def _make_holds(
     _log.info("hold.chosen", backend=choice.backend.value, reason=choice.reason, limit_bytes=most_bytes)
     holds = []
     for tap, nic in nics:
-        hold = make_hold(choice.backend, tap, nic.bridge, most_bytes, depth)
+        keep_frames = sends_frames(settings.epoch)
+        hold = make_hold(choice.backend, tap, nic.bridge, most_bytes, depth, keep_frames=keep_frames)
         stack.callback(hold.close)
         holds.append(hold)
     return holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ import trio
 from diskbuf import CHUNK_BYTES, DiskBuffer, SharedStore
 from diskbuf.errors import DiskbufError
 from netbuf import Hold
-from remuslike.engine.events import Pressure
+from remuslike.engine.events import OutputKind, Pressure
 
 _log = structlog.get_logger(__name__)
 
@@ -74,22 +75,30 @@ class Outputs:
         for buffer in self._all:
             buffer.on_pressure(lambda _level: callback())
 
-    def on_output(self, callback: Callable[[int], None]) -> None:
-        """Call with the epoch's number when any buffer has its first output of one, once an epoch."""
-        told_epoch = 0
+    def on_output(self, callback: Callable[[OutputKind, int], None]) -> None:
+        """Call with the epoch, once a buffer, when the first output of its open epoch has been held."""
+        for network in self.networks:
+            network.on_output(partial(callback, OutputKind.NETWORK))
+        for disk in self.disks:
+            disk.on_output(partial(callback, OutputKind.DISK))
 
-        def tell(epoch: int) -> None:
-            nonlocal told_epoch
-            if epoch > told_epoch:
-                told_epoch = epoch
-                callback(epoch)
+    @property
+    def network_limit_bytes(self) -> int:
+        """At most so much of an epoch's frames is held; twice their limit, for what comes until a seal."""
+        return 2 * sum(network.statistics().limit_bytes for network in self.networks)
 
-        for buffer in self._all:
-            buffer.on_output(tell)
+    @property
+    def open_frames(self) -> int:
+        """How many the open epoch has so far."""
+        return sum(network.open_items() for network in self.networks)
 
-    def open_items(self) -> int:
-        """Outputs of the open epoch so far, those of all buffers; cheap."""
-        return sum(buffer.open_items() for buffer in self._all)
+    def sealed_frames(self, epoch: int) -> list[list[bytes]]:
+        """The frames of a sealed, unreleased epoch, for each network interface, which must keep them."""
+        return [network.sealed_frames(epoch) for network in self.networks]
+
+    def replay(self, nic: int, frames: list[bytes]) -> None:
+        """Send frames that a host which is gone may not have sent. Prerequisite: opened."""
+        self.networks[nic].replay(frames)
 
     def hold(self, epoch: int) -> None:
         for buffer in self._all:

@@ -7,23 +7,30 @@ anything malformed. All integers are little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import zstandard
 
 from diskbuf import Extent, Kind, SealedWrites
+from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES
 from remuslike.errors import PayloadError
 
 # Device state of a machine is 5 to 100 KiB; a thousand times that is no guest of ours.
 DEVICES_BYTES_MAX = 64 << 20
 
-# An epoch's writes to one disk travel in frames of about this size, half of transport's limit.
+# An epoch's writes to one disk, or frames of one interface, travel in frames of about this size, half of
+# transport's limit.
 WRITES_FRAME_BYTES = 4 << 20
+
+_ETHERNET_FRAME_BYTES_MIN = VNET_HEADER_BYTES + 14
 
 _DISK = struct.Struct("<H")
 _CHUNK = struct.Struct("<HQ")
+_FRAMES = struct.Struct("<HI")  # the network interface, how many
+_LENGTH = np.dtype("<u4")
 _PARTS = struct.Struct("<I")
 _DEVICES = struct.Struct("<BI")  # whether XORed with the state before, length
 _ZSTD_LEVEL = 1
@@ -98,6 +105,38 @@ def split_writes(writes: SealedWrites) -> Iterator[SealedWrites]:
             room -= cost
     if piece:
         yield SealedWrites(tuple(piece))
+
+
+def encode_frames(nic: int, frames: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """NETWORK_FRAMES payloads: an interface's frames, virtio-net headers included, in pieces that fit."""
+    start, size = 0, 0
+    for end, frame in enumerate(frames, 1):
+        size += len(frame) + _LENGTH.itemsize
+        if size + FRAME_BYTES_MAX > WRITES_FRAME_BYTES or end == len(frames):
+            piece = frames[start:end]
+            lengths = np.fromiter(map(len, piece), _LENGTH, len(piece))
+            yield [_FRAMES.pack(nic, len(piece)), lengths.tobytes(), *piece]
+            start, size = end, 0
+
+
+def decode_frames_untrusted(payload: memoryview, nic_count: int) -> tuple[int, list[bytes]]:
+    """The interface's number, and its frames."""
+    if len(payload) < _FRAMES.size:
+        raise PayloadError(f"network frames of {len(payload)} bytes have no whole header of {_FRAMES.size}")
+    nic, count = _FRAMES.unpack_from(payload)
+    if nic >= nic_count:
+        raise PayloadError(f"network interface {nic} of a guest with {nic_count}")
+    begin = _FRAMES.size + count * _LENGTH.itemsize
+    if begin > len(payload):
+        raise PayloadError(f"{count} network frames in a payload of {len(payload)} bytes")
+    lengths = np.frombuffer(payload[_FRAMES.size : begin], _LENGTH)
+    if count and not _ETHERNET_FRAME_BYTES_MIN <= lengths.min() <= lengths.max() <= FRAME_BYTES_MAX:
+        raise PayloadError(f"a network frame of {lengths.min()} to {lengths.max()} bytes")
+    ends = begin + np.cumsum(lengths, dtype=np.int64)
+    if (ends[-1] if count else begin) != len(payload):
+        raise PayloadError(f"{count} network frames don't fill a payload of {len(payload)} bytes")
+    bounds = [begin, *ends.tolist()]
+    return nic, [bytes(payload[start:end]) for start, end in pairwise(bounds)]
 
 
 def encode_parts(count: int) -> bytes:

@@ -19,6 +19,7 @@ from remuslike.daemon.payloads import (
     decode_digests_untrusted,
     encode_chunk,
     encode_disk,
+    encode_frames,
     encode_parts,
     split_writes,
 )
@@ -44,7 +45,7 @@ _DIGEST_BYTES = 16
 @dataclass(slots=True)
 class PendingEpoch:
     """A captured epoch on its way: `writes` for each buffered disk; of a `base` also the `chunks` to read, as
-    (disk, indices)."""
+    (disk, indices). `frames` of each network interface, where they are to outlive this host."""
 
     epoch: int
     capture: Capture
@@ -52,11 +53,12 @@ class PendingEpoch:
     sample: Sample
     base: bool = False
     chunks: list[tuple[int, Indices]] = field(default_factory=list)
+    frames: list[list[bytes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """An epoch that is on the shared disks, durably: the secondary need not keep it."""
+    """An epoch that has left, durably where it went to shared disks: the secondary need not keep it."""
 
     epoch: int
 
@@ -214,6 +216,10 @@ class PrimarySession:
         for number, writes in enumerate(pending.writes):
             for piece in split_writes(writes):
                 await send(FrameType.DISK_WRITES, epoch, [encode_disk(number), *encode_writes(piece)])
+                parts += 1
+        for nic, frames in enumerate(pending.frames):
+            for payload_parts in encode_frames(nic, frames):
+                await send(FrameType.NETWORK_FRAMES, epoch, payload_parts)
                 parts += 1
         await send(FrameType.EPOCH_END, epoch, [encode_parts(parts)])
         self.raw_bytes += sample.raw_bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from typing import Any, assert_never
 
 import structlog
@@ -21,17 +20,18 @@ from netbuf.errors import NetbufError
 from remuslike.config import Settings
 from remuslike.daemon.connector import Connector
 from remuslike.daemon.control import integer_argument
+from remuslike.daemon.mode import make_policy, sends_frames
 from remuslike.daemon.outputs import Outputs
 from remuslike.daemon.primary_session import PendingEpoch, PrimarySession, Released
 from remuslike.daemon.question import ask_witness
 from remuslike.daemon.samples import Sample, Samples
+from remuslike.daemon.stepper import Stepper
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.effects import Finish, PrimaryEffect
-from remuslike.engine.events import GuestEnd, PrimaryEvent
+from remuslike.engine.events import GuestEnd, OutputKind, PrimaryEvent
 from remuslike.engine.handshake import Hello
 from remuslike.engine.phases import OnLoss, PrimarySettings
-from remuslike.engine.policy import EpochPolicy
 from remuslike.engine.ports import StepHook, Witness
 from remuslike.engine.primary import PrimaryCore
 from remuslike.errors import GuestError, RequestError, first_message
@@ -69,12 +69,13 @@ class Protector:
                 window=settings.epoch.window,
                 depth=outputs.depth,
             ),
-            EpochPolicy(settings.epoch.epoch_ms / 1e3),
+            make_policy(settings.epoch),
         )
         self._connector = Connector(settings.link, hello, self.post, self._make_session)
-        self._events: deque[PrimaryEvent] = deque()
-        self._stepping = False
-        self._poke = trio.Event()
+        self._stepper: Stepper[PrimaryEvent] = Stepper(
+            self._take, self._core.next_tick, self._connector.slot.heard
+        )
+        self._sends_frames = sends_frames(settings.epoch)
         self._finished = trio.Event()
         self._final: Finish | None = None
         self._destroyed = False
@@ -90,10 +91,11 @@ class Protector:
     async def run(self, beginning: on.Started | on.Adopted) -> Finish:
         """Protect the guest until it, or the operator, or the witness ends it."""
         self._outputs.on_pressure(self._note_pressure)
+        self._outputs.on_output(self._note_output)
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._work_guest)
             self._nursery.start_soon(self._work_output)
-            self._nursery.start_soon(self._keep_time)
+            self._nursery.start_soon(self._stepper.keep_time)
             self.post(beginning)
             if self._secondary_address is not None:
                 self._nursery.start_soon(self._connector.run, self._secondary_address)
@@ -115,26 +117,20 @@ class Protector:
     # --- stepping the core ----------------------------------------------------------------------
 
     def post(self, event: PrimaryEvent) -> None:
-        """Step the core; nested calls (a buffer's callback while an effect is performed) wait their turn."""
-        self._events.append(event)
-        if self._stepping:
-            return
-        self._stepping = True
-        try:
-            while self._events:
-                before = self._core.phase, self._core.protected
-                for effect in self._core.step(self._events.popleft()):
-                    self._perform(effect)
-                if before != (self._core.phase, self._core.protected):
-                    _log.info(
-                        "primary.phase",
-                        phase=self._core.phase.value,
-                        protected=self._core.protected,
-                        epoch=self._core.open_epoch,
-                    )
-        finally:
-            self._stepping = False
-        self._poke.set()
+        """Step the core."""
+        self._stepper.post(event)
+
+    def _take(self, event: PrimaryEvent) -> None:
+        before = self._core.phase, self._core.protected
+        for effect in self._core.step(event):
+            self._perform(effect)
+        if before != (self._core.phase, self._core.protected):
+            _log.info(
+                "primary.phase",
+                phase=self._core.phase.value,
+                protected=self._core.protected,
+                epoch=self._core.open_epoch,
+            )
 
     def _perform(self, effect: PrimaryEffect) -> None:
         match effect:
@@ -166,17 +162,11 @@ class Protector:
             case _:
                 assert_never(effect)
 
-    async def _keep_time(self) -> None:
-        while True:
-            due = self._core.next_tick(time.monotonic())
-            with trio.move_on_after(math.inf if due is None else max(0.0, due - time.monotonic())):
-                await self._poke.wait()
-                self._poke = trio.Event()
-                continue
-            self.post(on.Tick(time.monotonic(), self._connector.slot.heard()))
-
     def _note_pressure(self) -> None:
         self.post(on.PressureChanged(time.monotonic(), self._outputs.pressure))
+
+    def _note_output(self, kind: OutputKind, epoch: int) -> None:
+        self.post(on.OutputHeld(time.monotonic(), epoch, kind))
 
     def guest_ended(self, end: GuestEnd, detail: str) -> None:
         """QEMU says so, or is gone."""
@@ -217,6 +207,7 @@ class Protector:
         self._hook("checkpoint.paused", epoch)
         if self._destroyed:
             return
+        frames = self._outputs.open_frames
         if not base:
             self._outputs.seal(epoch)
         elif not self._core.holding:
@@ -231,10 +222,12 @@ class Protector:
             pending.writes = [disk.held_writes() for disk in self._outputs.disks]
         elif not base:
             pending.writes = [disk.sealed(epoch) for disk in self._outputs.disks]
+            if self._sends_frames:  # the guest waits for their acknowledgement anyway
+                pending.frames = self._outputs.sealed_frames(epoch)
         self._captured[epoch] = pending
         self._checkpointed = sample
         self._hook("checkpoint.captured", epoch)
-        self.post(on.Captured(time.monotonic(), epoch))
+        self.post(on.Captured(time.monotonic(), epoch, time.perf_counter() - began, frames))
 
     async def _resume(self) -> None:
         began = time.perf_counter()
@@ -273,7 +266,7 @@ class Protector:
 
     def _tell_released(self, epoch: int) -> None:
         session = self._connector.slot.session
-        if self._outputs.shares and session is not None:
+        if (self._outputs.shares or self._sends_frames) and session is not None:
             session.enqueue(Released(epoch))
 
     def _output_failed(self, reason: str) -> None:
@@ -289,7 +282,8 @@ class Protector:
             case "statistics":
                 return self.statistics()
             case "samples":
-                return self._samples.since(integer_argument(request, "since", 0, 1 << 60, 0))
+                first = integer_argument(request, "since", 0, 1 << 60, 0)
+                return self._samples.since(first, self._checkpointed)
             case "measure-pause":
                 return await self._measure_pauses(integer_argument(request, "count", 1, 1000, 40))
             case other:
@@ -313,6 +307,7 @@ class Protector:
         return {
             "role": "primary",
             "name": self._settings.name,
+            "mode": self._settings.epoch.mode,
             "phase": core.phase.value,
             "protected": core.protected,
             "generation": core.generation,

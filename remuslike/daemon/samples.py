@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from remuslike.engine.ports import Capture
@@ -69,9 +69,13 @@ class Samples:
         """The session is over: what is outstanding stays so."""
         self._open.clear()
 
-    def since(self, number: int) -> dict[str, Any]:
-        """Samples from `number` on that are still kept, _SAMPLES_PER_ANSWER at most; where to go on."""
+    def since(self, number: int, paused: Sample | None = None) -> dict[str, Any]:
+        """Samples from `number` on that are still kept, _SAMPLES_PER_ANSWER at most; where to go on.
+
+        Not yet the one in whose pause the guest still is: it may be acknowledged before.
+        """
         first = self.count - len(self._finished)
         begin = max(number, first)
-        chosen = list(islice(self._finished, begin - first, begin - first + _SAMPLES_PER_ANSWER))
+        kept = islice(self._finished, begin - first, begin - first + _SAMPLES_PER_ANSWER)
+        chosen = list(takewhile(lambda sample: sample is not paused, kept))
         return {"next": begin + len(chosen), "samples": [asdict(sample) for sample in chosen]}

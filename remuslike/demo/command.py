@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from remuslike.config import MODES
 from remuslike.demo.options import DEFAULTS, MACHINES, DemoOptions
 
 SEED_CEILING = 1_000_000  # short enough to be typed again
 
 
 @click.command(name="demo")
+@click.option("--mode", type=click.Choice(MODES), default=DEFAULTS.mode, show_default=True)
 @click.option(
     "--epoch-ms", type=float, default=DEFAULTS.epoch_ms, show_default=True, help="Between two checkpoints."
 )

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from remuslike.config import MODES, Mode
 from remuslike.demo.errors import DemoOptionError
 
 MACHINES = ("q35", "microvm")
@@ -26,6 +27,7 @@ class DemoOptions:
     """
 
     seed: int
+    mode: Mode = "epoch"
     epoch_ms: float = 25
     duration_s: float = 10
     detect_ms: float = 100
@@ -68,6 +70,8 @@ class DemoOptions:
         for name, value, low, high, reason in ranges:
             if not low <= value <= high:
                 raise DemoOptionError(f"{name} {value:g} is out of range; give {low:g} to {high:g}{reason}")
+        if self.mode not in MODES:
+            raise DemoOptionError(f"--mode {self.mode} is unknown; give one of {', '.join(MODES)}")
         if self.machine not in MACHINES:
             raise DemoOptionError(f"--machine {self.machine} is unknown; give one of {', '.join(MACHINES)}")
         if self.accelerator not in (None, "kvm", "tcg"):

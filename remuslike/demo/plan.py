@@ -142,7 +142,7 @@ def configuration(role: Role, options: DemoOptions, guest: GuestFiles, directori
             for name, path, read_only in disks
         ),
         ("[[guest.nics]]", {"mac": GUEST_MAC, "bridge": BRIDGE}),
-        ("[epoch]", {"epoch_ms": options.epoch_ms}),
+        ("[epoch]", {"mode": options.mode, "epoch_ms": options.epoch_ms}),
         (
             "[link]",
             {"address": f"{PEER_ADDRESSES['secondary']}:{REPLICATION_PORT}", "detect_ms": options.detect_ms},

@@ -6,7 +6,7 @@ Times are seconds on the driver's monotonic clock; a core never reads a clock it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 
 class Pressure(Enum):
@@ -22,6 +22,13 @@ class GuestEnd(Enum):
 
     SHUTDOWN = "shutdown"  # it powered itself off; QEMU still holds its last state
     DIED = "died"  # QEMU is gone or no longer answers
+
+
+class OutputKind(StrEnum):
+    """Where an output goes; the values are those of `epoch.taps` in a configuration."""
+
+    NETWORK = "net"
+    DISK = "disk"
 
 
 class Farewell(Enum):
@@ -144,10 +151,13 @@ class SyncConverged:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The checkpoint of `epoch` is complete in memory; the guest is still paused."""
+    """The checkpoint of `epoch` is complete in memory; the guest is still paused, for `pause_s` so far. So
+    many `frames` are held with it."""
 
     now: float
     epoch: int
+    pause_s: float = 0.0
+    frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,15 @@ class Released:
 
     now: float
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHeld:
+    """A buffer holds the first output of `epoch`; a guest's flush of a disk counts as one."""
+
+    now: float
+    epoch: int
+    kind: OutputKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +287,7 @@ PrimaryEvent = (
     | Released
     | OutputOpened
     | OutputFailed
+    | OutputHeld
     | PressureChanged
     | Tick
     | LinkLost

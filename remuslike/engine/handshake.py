@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remuslike.errors import HandshakeError
 
 # Raised whenever frames or their meaning change.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # A definition is a few hundred bytes; a peer that sends more is none of ours (P6).
 HELLO_BYTES_MAX = 65536

@@ -19,6 +19,22 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+class Want(Enum):
+    """What a primary wants the witness's grant for."""
+
+    START = "start"
+    OPEN = "open"
+    GREET = "greet"
+
+
+class Rest(Enum):
+    """How long a guest stays paused after a checkpoint."""
+
+    NONE = "none"
+    UNTIL_ACKNOWLEDGED = "until-acknowledged"
+    UNTIL_RELEASED = "until-released"
+
+
 class OnLoss(Enum):
     """What a primary does without a secondary."""
 

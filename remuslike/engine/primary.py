@@ -19,7 +19,6 @@ Invariants, between events:
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from typing import assert_never
 
 from remuslike.engine import effects as do
@@ -27,16 +26,9 @@ from remuslike.engine import events as on
 from remuslike.engine.detector import Detector
 from remuslike.engine.effects import ExitStatus, Finish, PrimaryEffect
 from remuslike.engine.events import Farewell, GuestEnd, Pressure, PrimaryEvent
-from remuslike.engine.phases import OnLoss, Phase, PrimarySettings
+from remuslike.engine.pace import Pace
+from remuslike.engine.phases import OnLoss, Phase, PrimarySettings, Rest, Want
 from remuslike.engine.policy import TriggerPolicy
-
-
-class _Want(Enum):
-    """What a grant of the witness is wanted for."""
-
-    START = "start"
-    OPEN = "open"
-    GREET = "greet"
 
 
 class PrimaryCore:
@@ -46,7 +38,7 @@ class PrimaryCore:
         assert settings.window >= 1, f"window={settings.window} must be at least 1"
         assert settings.depth >= 1, f"depth={settings.depth} must be at least 1"
         self._settings = settings
-        self._policy = policy
+        self._pace = Pace(policy)
         self._detector = Detector(settings.detect_s)
         self.phase = Phase.STARTING
         self.generation = 0
@@ -61,13 +53,12 @@ class PrimaryCore:
         self._awake_at = 0.0
         self._slept = False  # for so long that the secondary must have taken us for dead
         self._pressure = Pressure.NONE
-        self._epoch_began = 0.0
         self._awaiting_since = 0.0  # for how long the oldest acknowledgement has been due
-        self._withheld = False  # the last checkpoint must be released before the guest resumes
+        self._rest = Rest.NONE  # what must become of the last checkpoint before the guest resumes
         self._base: int | None = None  # the session's base, until it is acknowledged
         self._stalled_base = False  # the base was captured from a guest that stays paused
         self._drain_to: int | None = None  # a stalled guest's base is acknowledged: release up to it
-        self._want: _Want | None = None
+        self._want: Want | None = None
         self._retry_at: float | None = None
         self._release_asked = 0  # the newest epoch whose release has been asked for
         self._stop_asked = False
@@ -86,7 +77,8 @@ class PrimaryCore:
         if self._linked:
             times.append(now + self._detector.interval_s)
         if self.phase is Phase.PROTECTED and self.checkpoint is None and self._may_checkpoint():
-            times.append(self._policy.due_at(self._epoch_began))
+            due_at = self._due_at()
+            times += [] if due_at is None else [due_at]
         if self._retry_at is not None:
             times.append(self._retry_at)
         return min(times, default=None)
@@ -125,6 +117,9 @@ class PrimaryCore:
                 return self._released(event)
             case on.PressureChanged():
                 self._pressure = event.pressure
+                return self._consider(event.now)
+            case on.OutputHeld():
+                self._pace.output_held(event)
                 return self._consider(event.now)
             case on.Started():
                 return self._started(event)
@@ -168,9 +163,9 @@ class PrimaryCore:
             return self._fenced(event.holder, event.generation)
         self.generation = event.generation
         if not event.holder:
-            return self._ask(_Want.START)
+            return self._ask(Want.START)
         # An earlier life of ours may have left a secondary that knows more than our disks: it goes first.
-        self._want = _Want.START
+        self._want = Want.START
         self._retry_at = event.now + 2 * self._settings.detect_s
         return []
 
@@ -180,7 +175,7 @@ class PrimaryCore:
         idle = self.phase in (Phase.SOLO, Phase.STALLED) and self._drain_to is None and not releasing
         if not idle or self._final is not None or self._want is not None:
             return [do.EndSession("this primary is not ready for a secondary")]
-        return self._ask(_Want.GREET) if self.exposed else [do.Greet(self.generation)]
+        return self._ask(Want.GREET) if self.exposed else [do.Greet(self.generation)]
 
     def _peer_ready(self, event: on.PeerReady) -> list[PrimaryEffect]:
         assert not self._linked, "one handshake per link: the session before this one has not ended"
@@ -207,18 +202,22 @@ class PrimaryCore:
             and len(self.unreleased) < self._settings.depth
             and self._drain_to is None
             and not self._stalled_base
-            and not self._withheld
+            and self._rest is Rest.NONE
             and self._final_epoch is None
         )
+
+    def _due_at(self) -> float | None:
+        return self._pace.due_at(self.open_epoch, committing=bool(self.unacknowledged))
 
     def _consider(self, now: float) -> list[PrimaryEffect]:
         """Start a checkpoint if one is due and possible; stall the guest if one is overdue (P6)."""
         if self.checkpoint is not None:
             return []
         if self.phase is Phase.PROTECTED and self._may_checkpoint():
-            due = now >= self._policy.due_at(self._epoch_began) or self._pressure is not Pressure.NONE
+            due_at = self._due_at()
+            due = (due_at is not None and now >= due_at) or self._pressure is not Pressure.NONE
             if due or self._final is not None:
-                self._epoch_began = now
+                self._pace.begin(now)
                 if self._final is not None:
                     self._final_epoch = self.open_epoch
                 return self._start_checkpoint(base=False)
@@ -241,25 +240,31 @@ class PrimaryCore:
             self._awaiting_since = event.now
         self.unacknowledged.append(event.epoch)
         self.exposed = True
-        self._withheld = self._pressure is Pressure.FULL
+        self._rest = self._rest_after(event.epoch)
         if event.epoch == self._base:
             self.phase = Phase.PROTECTED
-            self._epoch_began = event.now
+            self._pace.begin(event.now)
             self._stalled_base = self.holding
-            self._withheld = self._withheld or self.paused
         else:
+            self._pace.captured(event.pause_s, event.frames)
             self.unreleased.append(event.epoch)
         if not self._stalled_base:
             self.open_epoch = event.epoch + 1
         self.holding = True
         self.paused = True
-        rests = self._withheld or any(isinstance(later, on.GuestEnded) for later in self._deferred)
-        result: list[PrimaryEffect] = [] if rests else self._resume()
+        over = any(isinstance(later, on.GuestEnded) for later in self._deferred)
+        result: list[PrimaryEffect] = self._resume() if self._rest is Rest.NONE and not over else []
         result.append(do.SendEpoch(event.epoch))
         deferred, self._deferred = self._deferred, []
         for later in deferred:
             result += self.step(later)
         return result
+
+    def _rest_after(self, epoch: int) -> Rest:
+        base = epoch == self._base
+        if self._pressure is Pressure.FULL or (base and self.paused):
+            return Rest.UNTIL_RELEASED
+        return Rest.UNTIL_ACKNOWLEDGED if self._pace.synchronous and not base else Rest.NONE
 
     def _acknowledged(self, event: on.Acknowledged) -> list[PrimaryEffect]:
         if not self._linked or self._slept:
@@ -270,15 +275,16 @@ class PrimaryCore:
             return [do.EndSession(reason), *self.step(on.LinkLost(event.now, reason))]
         epoch = self.unacknowledged.popleft()
         self._awaiting_since = event.now
+        self._pace.committed(event.now)
         if epoch != self._base:
             self._release_asked = epoch
-            return [do.Release(epoch), *self._consider(event.now)]
+            return [do.Release(epoch), *self._end_rest(), *self._consider(event.now)]
         self._base = None
         if self._stalled_base:
-            self._stalled_base = self._withheld = False
+            self._stalled_base, self._rest = False, Rest.NONE
             self._drain_to = epoch
             return self._drain()
-        return [*self._unwithhold(), *self._consider(event.now)]
+        return [*self._end_rest(), *self._consider(event.now)]
 
     def _drain(self) -> list[PrimaryEffect]:
         """A stalled guest's base is safe: what it held since before the stall may leave, oldest first."""
@@ -306,12 +312,13 @@ class PrimaryCore:
             return [*self._resume(), *self._consider(event.now)]
         if self._final is not None and event.epoch == self._final_epoch:
             return self._finish(self._final)
-        return [*self._unwithhold(), *self._consider(event.now)]
+        return [*self._end_rest(), *self._consider(event.now)]
 
-    def _unwithhold(self) -> list[PrimaryEffect]:
-        if not self._withheld or self.unacknowledged or self.unreleased:
+    def _end_rest(self) -> list[PrimaryEffect]:
+        waits_for_release = self._rest is Rest.UNTIL_RELEASED and self.unreleased
+        if self._rest is Rest.NONE or self.unacknowledged or waits_for_release:
             return []
-        self._withheld = False
+        self._rest = Rest.NONE
         return self._resume()
 
     def _resume(self) -> list[PrimaryEffect]:
@@ -353,18 +360,18 @@ class PrimaryCore:
         if self.phase is not Phase.PROTECTED:
             return []  # ends already: the witness's answer decides, or the output that is opening
         self.unacknowledged.clear()
-        self._withheld = False
+        self._rest = Rest.NONE
         self._stalled_base = False
         if self._settings.on_loss is OnLoss.SOLO or self._final is not None:
-            return [*self._ask(_Want.OPEN), *self._consider(now)]
+            return [*self._ask(Want.OPEN), *self._consider(now)]
         self.phase = Phase.STALLED
         pause: list[PrimaryEffect] = [] if self.paused else [do.PauseGuest()]
         self.paused = True
         return pause
 
-    def _ask(self, want: _Want) -> list[PrimaryEffect]:
+    def _ask(self, want: Want) -> list[PrimaryEffect]:
         self._want = want
-        if want is _Want.OPEN:
+        if want is Want.OPEN:
             self.phase = Phase.CONTENDING
         return [do.AcquireWitness(self.generation)]
 
@@ -374,9 +381,9 @@ class PrimaryCore:
         self._retry_at = None
         self.generation = event.generation
         self.exposed = False
-        if want is _Want.GREET and self._final is None:
+        if want is Want.GREET and self._final is None:
             return [do.Greet(self.generation)]
-        if want is _Want.START and self._settings.on_loss is OnLoss.STALL:
+        if want is Want.START and self._settings.on_loss is OnLoss.STALL:
             self.phase = Phase.STALLED
             return []
         self.phase = Phase.OPENING
@@ -430,7 +437,7 @@ class PrimaryCore:
             return self._finish(final)
         if self._want is not None or self.phase is Phase.OPENING:
             return []  # the answer decides
-        return self._ask(_Want.OPEN) if self.holding else self._finish(final)
+        return self._ask(Want.OPEN) if self.holding else self._finish(final)
 
     def _finish(self, final: Finish) -> list[PrimaryEffect]:
         # A secondary without a base has half a copy: it waits for another primary.

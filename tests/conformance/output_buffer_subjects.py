@@ -33,6 +33,7 @@ from netbuf import PlugHold, TapHold
 from netbuf.sizing import poll_s
 from netbuf.tap import VNET_HEADER_BYTES
 from remuslike.daemon.outputs import Outputs
+from remuslike.engine.events import OutputKind
 
 # --- the fakes --------------------------------------------------------------------------------------
 
@@ -447,8 +448,6 @@ class CombinedBuffer:
         self.release = outputs.release
         self.open = outputs.open
         self.discard = outputs.discard
-        self.on_output = outputs.on_output
-        self.open_items = outputs.open_items
 
     @property
     def depth(self) -> int:
@@ -460,6 +459,20 @@ class CombinedBuffer:
 
     def on_pressure(self, callback: Callable[[Any], None]) -> None:
         self._outputs.on_pressure(lambda: callback(self._outputs.pressure))
+
+    def on_output(self, callback: Callable[[int], None]) -> None:
+        """Of the buffer that is first."""
+        told: set[int] = set()
+
+        def tell(_kind: OutputKind, epoch: int) -> None:
+            if epoch not in told:
+                told.add(epoch)
+                callback(epoch)
+
+        self._outputs.on_output(tell)
+
+    def open_items(self) -> int:
+        return sum(buffer.open_items() for buffer in [*self._outputs.networks, *self._outputs.disks])
 
     def statistics(self) -> CombinedStatistics:
         parts = self._outputs.statistics().values()

@@ -85,6 +85,7 @@ class Statistics(Message):
     """What the tests read of either daemon's `statistics`."""
 
     role: Role
+    mode: str
     phase: str
     generation: int
     guest_pid: int

@@ -49,9 +49,11 @@ class LeakyHold(TapHold):
         assert epoch in leaked_frames, f"epoch {epoch} was acknowledged before it had leaked"
 
 
-def make_leaky_hold(_backend: Backend, guest: Guest, bridge: str, limit_bytes: int, depth: int) -> LeakyHold:
+def make_leaky_hold(
+    _backend: Backend, guest: Guest, bridge: str, limit_bytes: int, depth: int, *, keep_frames: bool
+) -> LeakyHold:
     """In the place of `netbuf.make_hold`."""
-    return LeakyHold(guest, bridge, limit_bytes, depth)
+    return LeakyHold(guest, bridge, limit_bytes, depth, keep_frames=keep_frames)
 
 
 def die_of_a_leak(step: str, epoch: int) -> None:

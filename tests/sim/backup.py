@@ -35,7 +35,9 @@ class BackupDriver:
         self.ram = [0] * PAGE_COUNT
         self.disk = Disk(platter)
         self.retained: dict[int, dict[int, int]] = {}  # epochs that may not be on the shared disk
-        self._at_hand = not options.shared  # whether the disk is ours, and all acknowledged epochs on it
+        self.frames: dict[int, tuple[Output, ...]] = {}  # those of epochs that may not have left
+        self._released = 0
+        self._at_hand = False  # whether the disk is ours, and all that was acknowledged is on it or has left
         self.devices: Devices | None = None
         self.guest: Guest | None = None
         self.last_snapshot: Snapshot | None = None
@@ -195,6 +197,8 @@ class BackupDriver:
         if session != self.session:
             self.session = session
             self.retained.clear()
+            self.frames.clear()
+            self._released = 0
             self.oracle.session_began(session, self._primary, self.process.name, generation)
 
     def _write(self, part: Part) -> None:
@@ -233,16 +237,19 @@ class BackupDriver:
                 return
             self._write(part)
         parts = self.staged.pop(epoch)
-        self.retained[epoch] = {block: token for part in parts for block, token in part.blocks}
+        if epoch > self._released:
+            self.retained[epoch] = {block: token for part in parts for block, token in part.blocks}
+            self.frames[epoch] = tuple(frame for part in parts for frame in part.frames)
         self.oracle.applied(self.session, epoch, self.ram, None if self.options.shared else self.disk.blocks)
         hook("apply.end")
         self.process.post(on.Applied(self.world.now, epoch))
 
     def released(self, session: int, epoch: int) -> None:
-        """The primary has put `epoch` on the shared disk."""
+        """The primary has let `epoch` out."""
         if session == self.session:
+            self._released = epoch
             for held in [held for held in self.retained if held <= epoch]:
-                del self.retained[held]
+                del self.retained[held], self.frames[held]
 
     def may_write(self) -> bool:
         """Whether whoever had the shared disk before can't write to it any more."""
@@ -257,14 +264,23 @@ class BackupDriver:
             for block, token in self.retained[epoch].items():
                 self.disk.write(block, token)
                 yield self.world.random.uniform(0, 0.0005)
-        self._at_hand = True
 
     def _open(self) -> Steps:
         if self.options.shared:
             yield from self._take_disk()
         for buffer in self.buffers:
             yield from buffer.open()
+        yield from self.replay([frame for epoch in sorted(self.frames) for frame in self.frames[epoch]])
+        self._at_hand = True
         self.process.post(on.OutputOpened(self.world.now))
+
+    def replay(self, frames: list[Output]) -> Steps:
+        """Send what the primary may not have sent, before the guest runs and sends more."""
+        for frame in frames:
+            if self.buffers[0].state is State.DISCARDED:
+                return
+            self.oracle.replayed(self.process.name, frame.incarnation, frame.number, frame.reply_to)
+            yield self.world.random.uniform(0, 0.0002)
 
     def _activate(self) -> Steps:
         while not self._at_hand:

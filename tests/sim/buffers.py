@@ -33,7 +33,7 @@ class Output:
 
     number: int
     incarnation: int
-    kind: str  # arp, dhcp, udp, tcp; or write
+    kind: str  # arp, dhcp, icmp, udp, tcp; or write
     block: int = 0
     token: int = 0  # what a write writes
     reply_to: int = 0  # the client's request that a frame answers; 0: none
@@ -60,6 +60,7 @@ class Buffer:
     ) -> None:
         self._world = world
         self._oracle = oracle
+        self.sort = sort
         self.name = f"{host}.{sort}"
         self._host = host
         self._depth = depth
@@ -77,6 +78,8 @@ class Buffer:
         self.stall_s = 0.0  # how long a release may hang in the store
         self.level = Level.NONE
         self.on_level: Callable[[], None] = lambda: None
+        self.on_output: Callable[[int], None] = lambda epoch: None
+        self._untold = False  # the next output that is held will be the first of its epoch
         self._held_items = 0
 
     def held(self) -> list[Output]:
@@ -105,6 +108,7 @@ class Buffer:
         self.state = State.HOLDING
         self.open_epoch = epoch
         self._admits_all = False
+        self._untold = True
         self._oracle.closed(self._host, self.name)
 
     def prepare(self) -> None:
@@ -120,8 +124,10 @@ class Buffer:
         self.current = deque()
         self.open_epoch = epoch + 1
         self._admits_all = False
+        self._untold = True
 
     def sealed_outputs(self, epoch: int) -> tuple[Output, ...]:
+        self._demand(any(number == epoch for number, _ in self.sealed), f"sealed({epoch}) that is not")
         return tuple(next(outputs for number, outputs in self.sealed if number == epoch))
 
     def release(self, epoch: int) -> Steps:
@@ -177,6 +183,9 @@ class Buffer:
     def _admit(self, output: Output) -> None:
         self.current.append(output)
         self._held_items += 1
+        if self._untold:
+            self._untold = False
+            self.on_output(self.open_epoch)
         self._oracle.held(self.name, self._held_items, self._limit_items)
         self._relevel()
 

@@ -11,7 +11,7 @@ from .world import World
 
 PAGE_COUNT = 12
 BLOCK_COUNT = 8
-FRAME_KINDS = ("arp", "dhcp", "udp", "tcp")
+FRAME_KINDS = ("arp", "dhcp", "icmp", "udp", "tcp")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Deliberately broken variants. The oracle, or a buffer's contract, must catch every one of them.
 
-A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 4,000 seeds.
+A checker that can't fail is a defect: `test_simulation.py` asserts that each is caught within 6,000 seeds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
 from remuslike.engine.effects import BackupEffect, PrimaryEffect
 from remuslike.engine.events import BackupEvent, PrimaryEvent
-from remuslike.engine.phases import BackupPhase, Phase
+from remuslike.engine.phases import BackupPhase, Phase, Rest
 from remuslike.engine.primary import PrimaryCore
 
 from .backup import BackupDriver
+from .buffers import Output
 from .primary import PrimaryDriver
 from .process import Effect
 from .simulation import Parts
@@ -25,7 +26,7 @@ from .world import Steps
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """`promises`: by which of P1 to P7, `contract` or `liveness` it may be caught."""
+    """`promises`: by which of P1 to P7, `tap`, `contract` or `liveness` it may be caught."""
 
     parts: Parts
     promises: frozenset[str]
@@ -40,6 +41,14 @@ class ReleasesBeforeAcknowledgement(PrimaryCore):
         if isinstance(event, on.Captured) and event.epoch in self.unreleased:
             result.append(do.Release(event.epoch))
         return result
+
+
+class ResumesBeforeAcknowledgement(PrimaryCore):
+    """Lets the guest run on while its tapped output waits."""
+
+    def _rest_after(self, epoch: int) -> Rest:
+        rest = super()._rest_after(epoch)
+        return Rest.NONE if rest is Rest.UNTIL_ACKNOWLEDGED else rest
 
 
 class SealsTooEarly(PrimaryCore):
@@ -188,6 +197,38 @@ class FailsOpen(PrimaryDriver):
         super().perform(effect)
 
 
+class TellsReleasedTooEarly(PrimaryDriver):
+    """Tells the secondary to forget what it is only about to release."""
+
+    def perform(self, effect: Effect) -> None:
+        if isinstance(effect, do.Release):
+            self.tell_released(effect.epoch)
+        super().perform(effect)
+
+
+class ForgetsReplay(BackupDriver):
+    """Goes on where the acknowledged epoch ends, as if its frames had left."""
+
+    def replay(self, frames: list[Output]) -> Steps:
+        yield from super().replay([])
+
+
+class ReplaysPartial(BackupDriver):
+    """Sends again what came of an epoch that it never acknowledged."""
+
+    def drop_partial(self, epoch: int) -> None:
+        parts = [*self.incoming, *self.staged.get(epoch, [])]
+        self.frames[epoch] = tuple(frame for part in parts for frame in part.frames)
+        super().drop_partial(epoch)
+
+
+class ReplaysBackwards(BackupDriver):
+    """Sends the newest frame first."""
+
+    def replay(self, frames: list[Output]) -> Steps:
+        yield from super().replay(frames[::-1])
+
+
 class AppliesPartial(BackupDriver):
     """Writes what has come of an epoch into memory and disk instead of dropping it."""
 
@@ -256,6 +297,13 @@ MUTATIONS = {
     "forget to drop the partial epoch": _caught(Parts(backup_driver=KeepsPartial), "P2", "P7"),
     "forget what is not on the shared disk": _caught(Parts(backup_driver=ForgetsUnreleased), "P7"),
     "write to a shared disk unlocked": _caught(Parts(backup_driver=WritesUnlocked), "P7"),
+    "resume before the tapped output is safe": _caught(
+        Parts(primary_core=ResumesBeforeAcknowledgement), "tap"
+    ),
+    "tell of a release too early": _caught(Parts(primary_driver=TellsReleasedTooEarly), "tap", "P7"),
+    "forget to replay": _caught(Parts(backup_driver=ForgetsReplay), "tap"),
+    "replay what nobody acknowledged": _caught(Parts(backup_driver=ReplaysPartial), "P1"),
+    "replay backwards": _caught(Parts(backup_driver=ReplaysBackwards), "P5"),
     "lose a part": _caught(Parts(backup_driver=LosesPart), "P2", "P7"),
     "ignore the witness's refusal": _caught(Parts(primary_core=IgnoresRefusal), "P3"),
     "greet without a new generation": _caught(Parts(primary_core=GreetsWithOldGeneration), "P1", "P3"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
+from remuslike.engine.events import OutputKind
 from remuslike.engine.ports import BACKUP_STEPS, PRIMARY_STEPS
 
 
@@ -56,6 +57,8 @@ WEIGHTS = {
     Kind.FREEZE: 4,
     Kind.JOIN: 6,
 }
+
+TAPS = (tuple(OutputKind), tuple(OutputKind), (OutputKind.NETWORK,), (OutputKind.DISK,))
 
 ENDINGS = (Kind.STOP_PRIMARY, Kind.POWER_OFF, Kind.RESET, Kind.CUT)  # ends that overtake each other
 
@@ -120,8 +123,16 @@ class Options:
     durable: bool  # acknowledgements wait for the secondary's journal
     log_s: float
     shared: bool  # all hosts reach one disk; only who holds its lock may write to it
+    mode: str  # epoch, event-tap or adaptive
+    taps: frozenset[OutputKind]
+    floor_s: float
     anchor: Anchor
     faults: tuple[Fault, ...]
+
+    @property
+    def replays(self) -> bool:
+        """Whether frames travel with their epoch, and a survivor sends those that may not have left."""
+        return self.mode == "event-tap" and OutputKind.NETWORK in self.taps
 
 
 def draw(random: Random) -> Options:
@@ -139,6 +150,7 @@ def draw(random: Random) -> Options:
     anchor = Anchor(host, random.choice(effects), random.choice((1, 1, 2, 3)))
     anchored = random.choice((0.0, 0.4, 0.8))
     scene = random.random()
+    hung = False
     if scene < 0.08:
         # A survivor's own survivor.
         faults += [Fault(0.02, Kind.JOIN), Fault(random.uniform(0.06, 0.1), Kind.CRASH_PRIMARY)]
@@ -151,6 +163,12 @@ def draw(random: Random) -> Options:
         at_s = random.uniform(0.05, 0.1)
         faults += [Fault(at_s, Kind.CRASH_SECONDARY), Fault(at_s + 0.01, Kind.JOIN)]
         duration_s = max(duration_s, 0.35)
+    elif scene < 0.38:
+        # A host hangs while it lets an epoch out, and comes back when another has taken over.
+        hung = True
+        anchor = Anchor("alpha", "Release", random.randint(1, 4))
+        hangs_s = random.uniform(0.12, 0.3)
+        faults.append(Fault(random.uniform(0, 0.004), Kind.FREEZE, hangs_s, host="alpha", anchored=True))
     burst_s = random.choice((0.002, 0.02))
     for kind in kinds:
         if random.random() < anchored:
@@ -180,7 +198,10 @@ def draw(random: Random) -> Options:
         store_stall_s=random.choice((0.0, 0.0, 0.0, 0.3)),
         durable=random.random() < 0.3,
         log_s=random.choice((0.0002, 0.002, 0.01)),
-        shared=random.random() < 0.25,
+        shared=random.random() < (0.7 if hung else 0.25),
+        mode=random.choice(("epoch", "epoch", "event-tap", "adaptive")),
+        taps=frozenset(random.choice(TAPS)),
+        floor_s=random.choice((0.0, 0.0, 0.005)),
     )
 
 

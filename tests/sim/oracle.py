@@ -46,9 +46,18 @@ class Copy:
 
 
 class Oracle:
-    """One per run. Raises `ViolationError` at the first promise broken."""
+    """One per run. Raises `ViolationError` at the first promise broken.
 
-    def __init__(self) -> None:
+    `synchronous`: no guest runs between a checkpoint and its acknowledgement. `replays`: no frame of an
+    acknowledged epoch is lost by a takeover. Both are what event-tap promises beyond P1 to P7.
+    """
+
+    def __init__(self, *, synchronous: bool = False, replays: bool = False) -> None:
+        self._synchronous = synchronous
+        self._replays = replays
+        self._owed: dict[str, tuple[int, int]] = {}  # host -> the session and epoch its guest must wait for
+        self._bases: set[tuple[int, int]] = set()
+        self._replayed: dict[str, tuple[int, int]] = {}  # host -> the first and last frame it sent again
         self._tokens = itertools.count(1)
         self.generation = 0
         self.holder = ""
@@ -88,8 +97,15 @@ class Oracle:
 
     # --- facts about epochs -----------------------------------------------------------------------
 
-    def captured(self, session: int, epoch: int, snapshot: Snapshot, window: int) -> None:
+    def captured(
+        self, host: str, session: int, epoch: int, snapshot: Snapshot, window: int, *, base: bool
+    ) -> None:
         self._captured[session, epoch] = snapshot
+        self._owed.pop(host, None)
+        if base:
+            self._bases.add((session, epoch))
+        else:
+            self._owed[host] = session, epoch
         self._in_order("captured", session, epoch)
         waiting = self._unacknowledged.setdefault(session, set())
         waiting.add(epoch)
@@ -98,6 +114,8 @@ class Oracle:
 
     def acknowledgement_received(self, session: int, epoch: int) -> None:
         self._unacknowledged.get(session, set()).discard(epoch)
+        for host in [host for host, owed in self._owed.items() if owed == (session, epoch)]:
+            del self._owed[host]
 
     def epoch_sent(self, session: int, epoch: int, parts: int) -> None:
         self._in_order("sent", session, epoch)
@@ -173,6 +191,8 @@ class Oracle:
         lost = self.client_got - copy.snapshot.answered
         if lost:
             raise ViolationError("P7", f"{what} on {host} has forgotten the answered requests {sorted(lost)}")
+        if self._replays:
+            self._none_lost(host, copy)
         self._incarnations[incarnation] = (copy.snapshot.frames, copy.snapshot)
         self._left[host, "frame"] = (incarnation, copy.snapshot.frames)
         self._left[host, "write"] = (incarnation, copy.snapshot.writes)
@@ -195,7 +215,36 @@ class Oracle:
             if reply_to:
                 self.client_got.add(reply_to)
 
+    def replayed(self, host: str, incarnation: int, number: int, reply_to: int) -> None:
+        """A survivor sent a frame that its dead primary had held, before its own guest runs."""
+        copy = self.copies.get(host)
+        if self.holder != host or copy is None:
+            raise ViolationError("P3", f"{host} sends frame {number} again, the witness names {self.holder}")
+        if incarnation != copy.snapshot.incarnation or number > copy.snapshot.frames:
+            raise ViolationError("P1", f"{host} sends frame {number} of an epoch that nobody acknowledged")
+        first, last = self._replayed.get(host, (number, number - 1))
+        if number != last + 1:
+            raise ViolationError("P5", f"{host} sends frame {number} again after {last}")
+        self._replayed[host] = first, number
+        if reply_to:
+            self.client_got.add(reply_to)
+
+    def _none_lost(self, host: str, copy: Copy) -> None:
+        """A base's own frames are those of a stall, or had left: only later epochs carry theirs."""
+        if (copy.session, copy.epoch) in self._bases:
+            return
+        incarnation, left = self._left.get((self._session[copy.session][0], "frame"), (0, 0))
+        assert incarnation == copy.snapshot.incarnation, "a primary's frames are its guest's"
+        first, last = self._replayed.get(host, (left + 1, left))
+        if first > left + 1 or max(last, left) != copy.snapshot.frames:
+            raise ViolationError(
+                "tap",
+                f"frames up to {left} left, {host} sent {first} to {last} again, epoch {copy.epoch} has"
+                f" {copy.snapshot.frames}",
+            )
+
     def opened(self, host: str, buffer: str) -> None:
+        self._owed.pop(host, None)
         if self.holder != host:
             raise ViolationError(
                 "P3", f"{host} opens {buffer} although the witness names {self.holder or 'nobody'}"
@@ -224,6 +273,8 @@ class Oracle:
 
     def guest_runs(self, host: str, runs: bool) -> None:
         if runs:
+            if self._synchronous and host in self._owed:
+                raise ViolationError("tap", f"the guest on {host} runs before {self._owed[host]} is safe")
             self.running.add(host)
             self._one_active_side()
         else:

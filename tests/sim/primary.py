@@ -29,6 +29,7 @@ class Part:
     pages: dict[int, int]
     blocks: tuple[tuple[int, int], ...]  # (block, token), in the order written
     devices: Devices | None = None
+    frames: tuple[Output, ...] = ()
 
 
 class PrimaryDriver:
@@ -53,7 +54,7 @@ class PrimaryDriver:
         if adopted is not None:
             self.guest, self.buffers, self.disk = adopted
             for buffer in self.buffers:
-                buffer.on_level = self._level_changed
+                self._watch(buffer)
         else:
             self.disk = Disk(platter or Platter(BLOCK_COUNT))
             self.disk.platter.lock(lambda: process.alive and self.buffers[1].state is not State.DISCARDED)
@@ -99,9 +100,19 @@ class PrimaryDriver:
             leave=leave,
             paused=lambda: self.guest.paused,
         )
-        buffer.on_level = self._level_changed
+        self._watch(buffer)
         buffer.stall_s = self.options.store_stall_s if sort == "write" else 0.0
         return buffer
+
+    def _watch(self, buffer: Buffer) -> None:
+        kind = on.OutputKind.DISK if buffer.sort == "write" else on.OutputKind.NETWORK
+        buffer.on_level = self._level_changed
+        buffer.on_output = lambda epoch: self._output_held(kind, epoch)
+
+    def _output_held(self, kind: on.OutputKind, epoch: int) -> None:
+        """Told soon, maybe only after the next seal."""
+        late_s = self.world.random.choice((0.0, 0.0, 0.0, 0.003))
+        self.world.after(late_s, lambda: self.process.post(on.OutputHeld(self.world.now, epoch, kind)))
 
     # --- what happens to it -----------------------------------------------------------------------
 
@@ -217,10 +228,12 @@ class PrimaryDriver:
         if self._guest_is_gone():
             return  # its death is on the way to the core
         self.guest.pause()
+        began = self.world.now
         hook("checkpoint.paused")
         yield random.uniform(0, 0.001)
         if self._guest_is_gone():
             return
+        frames = len(self.buffers[0].current)
         self.close_epoch(effect)
         hook("checkpoint.sealed")
         yield random.uniform(0, self.options.capture_s)
@@ -228,7 +241,7 @@ class PrimaryDriver:
             return
         self.capture(effect, self._blocks(effect))
         hook("checkpoint.captured")
-        self.process.post(on.Captured(self.world.now, effect.epoch))
+        self.process.post(on.Captured(self.world.now, effect.epoch, self.world.now - began, frames))
         hook("checkpoint.resumed")
 
     def _guest_is_gone(self) -> bool:
@@ -258,15 +271,19 @@ class PrimaryDriver:
         guest, epoch = self.guest, effect.epoch
         pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
         guest.dirty.clear()
+        frames: tuple[Output, ...] = ()
+        if self.options.replays and not effect.base:
+            frames = self.buffers[0].sealed_outputs(epoch)
         half = len(pages) // 2
         items = list(pages.items())
         parts = [
             Part(0, dict(items[:half]), ()),
-            Part(1, dict(items[half:]), blocks),
+            Part(1, dict(items[half:]), blocks, frames=frames),
             Part(2, {}, (), guest.devices()),
         ]
         self._captures[epoch] = (self.session_end, parts)
-        self.oracle.captured(self.session_end.session, epoch, guest.snapshot(), self.options.window)
+        session, window = self.session_end.session, self.options.window
+        self.oracle.captured(self.process.name, session, epoch, guest.snapshot(), window, base=effect.base)
 
     def _send(self) -> Steps:
         self._sender_busy = True
@@ -328,8 +345,7 @@ class PrimaryDriver:
                     for buffer in buffers:
                         yield from buffer.release(effect.epoch)
                     hook("release.end")
-                    if self.options.shared and self.session_end is not None:
-                        self.session_end.send(Frame("released", effect.epoch))
+                    self.tell_released(effect.epoch)
                     self.process.post(on.Released(self.world.now, effect.epoch))
                 else:
                     for buffer in buffers:
@@ -339,3 +355,8 @@ class PrimaryDriver:
             self._outgoing.clear()
             self.process.post(on.OutputFailed(self.world.now, str(failure)))
         self._output_task = None
+
+    def tell_released(self, epoch: int) -> None:
+        """So that the secondary need not keep it any longer, where it keeps anything."""
+        if (self.options.shared or self.options.replays) and self.session_end is not None:
+            self.session_end.send(Frame("released", epoch))

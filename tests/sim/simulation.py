@@ -15,7 +15,7 @@ from functools import partial
 from remuslike.engine import events as on
 from remuslike.engine.backup import BackupCore
 from remuslike.engine.phases import BackupPhase, BackupSettings, OnLoss, PrimarySettings
-from remuslike.engine.policy import EpochPolicy
+from remuslike.engine.policy import AdaptivePolicy, EpochPolicy, EventTapPolicy, TriggerPolicy
 from remuslike.engine.primary import PrimaryCore
 
 from .backup import BackupDriver
@@ -38,7 +38,7 @@ SECONDARIES_MAX = 4
 class Parts:
     """What a run is built of; a mutation replaces one of them by a broken one."""
 
-    primary_core: Callable[[PrimarySettings, EpochPolicy], PrimaryCore] = PrimaryCore
+    primary_core: Callable[[PrimarySettings, TriggerPolicy], PrimaryCore] = PrimaryCore
     backup_core: Callable[[BackupSettings], BackupCore] = BackupCore
     primary_driver: type[PrimaryDriver] = PrimaryDriver
     backup_driver: type[BackupDriver] = BackupDriver
@@ -60,7 +60,7 @@ class Simulation:
     def __init__(self, seed: int, parts: Parts, *, tracing: bool = False) -> None:
         self.world = World(seed, tracing=tracing)
         self.options: Options = draw(self.world.random)
-        self.oracle = Oracle()
+        self.oracle = Oracle(synchronous=self.options.mode == "event-tap", replays=self.options.replays)
         self.network = Network(self.world, self.oracle, self.options.latency_s)
         self.witness = Witness(self.world, self.oracle)
         self.record = Record()
@@ -85,7 +85,15 @@ class Simulation:
             depth=options.depth,
             witness_retry_s=WITNESS_RETRY_S,
         )
-        return self._parts.primary_core(settings, EpochPolicy(options.epoch_s))
+        return self._parts.primary_core(settings, self._policy())
+
+    def _policy(self) -> TriggerPolicy:
+        options = self.options
+        if options.mode == "event-tap":
+            return EventTapPolicy(options.taps, options.epoch_s)
+        if options.mode == "adaptive":
+            return AdaptivePolicy(options.epoch_s, options.floor_s)
+        return EpochPolicy(options.epoch_s)
 
     def _adopt(self, survivor: BackupDriver) -> PrimaryDriver:
         assert survivor.guest is not None
@@ -397,7 +405,7 @@ class Outcome:
 
     @property
     def promise(self) -> str:
-        """Which promise was broken: P1 to P7, liveness, contract, or engine (its own assertion)."""
+        """Which promise was broken: P1 to P7, tap (event-tap's), liveness, contract, engine (assertion)."""
         if isinstance(self.problem, ViolationError):
             return self.problem.promise
         return "contract" if isinstance(self.problem, ContractError) else "engine"

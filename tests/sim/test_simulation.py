@@ -15,7 +15,7 @@ from .simulation import Outcome, simulate
 from .world import World
 
 SEEDS = range(1000)
-MUTANTS_SEEDS = range(4000)  # the rarest, a host that writes to a shared disk unlocked, shows in 1 of 3,000
+MUTANTS_SEEDS = range(6000)  # the rarest, a synchronisation during a release, shows in 1 of 4,000
 
 
 @pytest.fixture(scope="module")

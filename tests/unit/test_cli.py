@@ -111,12 +111,27 @@ def test_version(call: Call) -> None:
 # --- usage ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["unknown"], ["primary"], ["primary", "--unknown"], ["--unknown"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["unknown"],
+        ["primary"],
+        ["primary", "--unknown"],
+        ["primary", "--config", "x", "--mode", "remus"],
+        ["--unknown"],
+    ],
+)
 def test_a_wrong_command_line_is_a_usage_error(call: Call, arguments: list[str]) -> None:
     done = call(*arguments)
     assert done.returncode == ExitStatus.USAGE
     assert "Usage:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["primary", "secondary"])
+def test_an_unknown_mode_is_named_with_those_that_are_known(call: Call, command: str) -> None:
+    said = call(command, "--config", "x", "--mode", "remus").stderr
+    assert "'--mode': 'remus' is not one of 'epoch', 'event-tap', 'adaptive'" in said
 
 
 @pytest.mark.parametrize("command", ["primary", "secondary", "status"])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diskbuf import Extent, Kind, SealedWrites, decode_writes_untrusted, encode_writes
+from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES
 from remuslike.daemon.payloads import (
     DEVICES_BYTES_MAX,
     WRITES_FRAME_BYTES,
@@ -20,10 +21,12 @@ from remuslike.daemon.payloads import (
     decode_chunk_untrusted,
     decode_digests_untrusted,
     decode_disk_untrusted,
+    decode_frames_untrusted,
     decode_parts_untrusted,
     encode_chunk,
     encode_digests,
     encode_disk,
+    encode_frames,
     encode_parts,
     split_writes,
 )
@@ -268,3 +271,57 @@ def test_any_bytes_are_a_state_or_refused_by_name(delta: int, length: int, body:
     except PayloadError:
         return
     assert len(state) == length
+
+
+# --- network frames -------------------------------------------------------------------------------
+
+SHORTEST, LONGEST = VNET_HEADER_BYTES + 14, FRAME_BYTES_MAX
+
+
+@repeatable
+@given(
+    nic=st.integers(0, 7), frames=st.lists(st.binary(min_size=SHORTEST, max_size=200), min_size=1, max_size=9)
+)
+def test_frames_come_back(nic: int, frames: list[bytes]) -> None:
+    (payload,) = encode_frames(nic, frames)
+    assert decode_frames_untrusted(joined(payload), nic_count=8) == (nic, frames)
+
+
+def test_no_frames_are_no_payload() -> None:
+    assert list(encode_frames(0, [])) == []
+
+
+def test_many_large_frames_come_in_pieces_that_fit_and_in_order() -> None:
+    frames = [bytes([number]) * size for number, size in enumerate([LONGEST] * 70 + [SHORTEST])]
+    payloads = [joined(payload) for payload in encode_frames(0, frames)]
+    assert len(payloads) > 1
+    assert max(map(len, payloads)) <= MAX_PAYLOAD_BYTES
+    assert [frame for payload in payloads for frame in decode_frames_untrusted(payload, 1)[1]] == frames
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "no whole header"),
+        (struct.pack("<HI", 1, 0), "network interface 1 of a guest with 1"),
+        (struct.pack("<HI", 0, 2**32 - 1), "4294967295 network frames in a payload of 6 bytes"),
+        (struct.pack("<HII", 0, 1, SHORTEST - 1) + bytes(SHORTEST - 1), f"of {SHORTEST - 1} to"),
+        (struct.pack("<HII", 0, 1, LONGEST + 1) + bytes(LONGEST + 1), f"to {LONGEST + 1} bytes"),
+        (struct.pack("<HII", 0, 1, SHORTEST) + bytes(SHORTEST - 1), "don't fill a payload"),
+        (struct.pack("<HII", 0, 1, SHORTEST) + bytes(SHORTEST + 1), "don't fill a payload"),
+        (struct.pack("<HI", 0, 0) + b"x", "don't fill a payload"),
+    ],
+)
+def test_frames_that_are_none(payload: bytes, reason: str) -> None:
+    with pytest.raises(PayloadError, match=reason):
+        decode_frames_untrusted(memoryview(payload), nic_count=1)
+
+
+@repeatable
+@given(payload=st.binary(max_size=300))
+def test_noise_is_no_frames(payload: bytes) -> None:
+    try:
+        _, frames = decode_frames_untrusted(memoryview(payload), nic_count=4)
+    except PayloadError:
+        return
+    assert sum(map(len, frames)) < len(payload)

@@ -90,3 +90,11 @@ def test_the_history_is_bounded_and_keeps_its_numbers() -> None:
     assert epochs_since(samples, 5)[0] == 11
     assert epochs_since(samples, 12)[0] == 13
     assert epochs_since(samples, _SAMPLES_KEPT + 9) == [_SAMPLES_KEPT + 10]
+
+
+def test_a_sample_whose_guest_is_still_paused_waits() -> None:
+    samples = finished(2)
+    paused = samples.begin(3)
+    samples.finish(3, now=0.0)
+    assert samples.since(0, paused) == {"next": 2, "samples": samples.since(0)["samples"][:2]}
+    assert epochs_since(samples, 2) == [3]

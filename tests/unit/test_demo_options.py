@@ -32,6 +32,7 @@ def test_the_defaults_are_good() -> None:
         ("--pipeline 0", {"pipeline": 0}),
         ("--payload-bytes 8", {"payload_bytes": 8}),
         ("--runs 0", {"runs": 0}),
+        ("--mode remus is unknown; give one of epoch, event-tap, adaptive", {"mode": "remus"}),
         ("--machine pc", {"machine": "pc"}),
         ("--accelerator hvf", {"accelerator": "hvf"}),
         ("--json", {"json_path": Path("/nonexistent/directory/result.json")}),

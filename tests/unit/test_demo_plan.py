@@ -27,10 +27,10 @@ GUEST = GuestFiles(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_configuration_is_what_the_daemons_read(role: Role) -> None:
-    options = replace(DEFAULTS, epoch_ms=12.5, detect_ms=80, machine="microvm", vcpus=2)
+    options = replace(DEFAULTS, mode="adaptive", epoch_ms=12.5, detect_ms=80, machine="microvm", vcpus=2)
     settings = parse_settings(configuration(role, options, GUEST, Directories(Path("/tmp/demo"))), "test")
     assert settings.name == role
-    assert settings.epoch.epoch_ms == 12.5
+    assert (settings.epoch.mode, settings.epoch.epoch_ms) == ("adaptive", 12.5)
     assert settings.link.detect_ms == 80
     assert (settings.guest.machine, settings.guest.vcpus, settings.guest.accelerator) == ("microvm", 2, "tcg")
     assert [disk.read_only for disk in settings.guest.disks] == [True, False]

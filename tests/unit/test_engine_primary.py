@@ -9,18 +9,21 @@ import pytest
 from remuslike.engine import effects as do
 from remuslike.engine import events as on
 from remuslike.engine.effects import ExitStatus, Finish, PrimaryEffect
-from remuslike.engine.events import Farewell, GuestEnd, Pressure, PrimaryEvent
+from remuslike.engine.events import Farewell, GuestEnd, OutputKind, Pressure, PrimaryEvent
 from remuslike.engine.phases import OnLoss, Phase, PrimarySettings
-from remuslike.engine.policy import EpochPolicy
+from remuslike.engine.policy import AdaptivePolicy, EpochPolicy, EventTapPolicy, TriggerPolicy
 from remuslike.engine.primary import PrimaryCore
 
 EPOCH_S = 0.025
 DETECT_S = 0.1
+EPOCHS = EpochPolicy(EPOCH_S)
 
 
-def make(on_loss: OnLoss = OnLoss.SOLO, *, window: int = 2, depth: int = 2) -> PrimaryCore:
+def make(
+    on_loss: OnLoss = OnLoss.SOLO, policy: TriggerPolicy = EPOCHS, *, window: int = 2, depth: int = 2
+) -> PrimaryCore:
     settings = PrimarySettings("alpha", on_loss, DETECT_S, window, depth, witness_retry_s=0.2)
-    return PrimaryCore(settings, EpochPolicy(EPOCH_S))
+    return PrimaryCore(settings, policy)
 
 
 def feed(core: PrimaryCore, *events: PrimaryEvent) -> list[PrimaryEffect]:
@@ -45,18 +48,18 @@ def tick(now: float) -> on.Tick:
     return on.Tick(now, now)
 
 
-def alone(on_loss: OnLoss = OnLoss.SOLO, **settings: int) -> PrimaryCore:
+def alone(on_loss: OnLoss = OnLoss.SOLO, policy: TriggerPolicy = EPOCHS, **settings: int) -> PrimaryCore:
     """Started; SOLO with open output, or STALLED."""
-    core = make(on_loss, **settings)
+    core = make(on_loss, policy, **settings)
     feed(core, on.Started(0.0, 0, ""), on.WitnessGranted(0.0, 1))
     if on_loss is OnLoss.SOLO:
         feed(core, on.OutputOpened(0.0))
     return core
 
 
-def protected(on_loss: OnLoss = OnLoss.SOLO, **settings: int) -> PrimaryCore:
+def protected(on_loss: OnLoss = OnLoss.SOLO, policy: TriggerPolicy = EPOCHS, **settings: int) -> PrimaryCore:
     """The base, epoch 1, is acknowledged; the guest runs in epoch 2."""
-    core = alone(on_loss, **settings)
+    core = alone(on_loss, policy, **settings)
     feed(core, on.PeerConnected(0.0), on.PeerReady(0.0, 1), on.SyncConverged(0.0))
     feed(core, on.Captured(0.0, 1), on.Acknowledged(0.0, 1))
     assert core.protected
@@ -491,3 +494,70 @@ def test_a_primary_that_slept_releases_nothing_before_the_witness_has_spoken(fir
     effects = [effect for event in events for effect in core.step(event)]
     assert [type(effect) for effect in effects] == [do.EndSession, do.AcquireWitness]
     assert core.phase is Phase.CONTENDING
+
+
+# --- modes ------------------------------------------------------------------------------------------
+
+NET = OutputKind.NETWORK
+
+
+def tapped(on_loss: OnLoss = OnLoss.SOLO, **settings: int) -> PrimaryCore:
+    """Protected, in event-tap mode; nothing is held yet."""
+    return protected(on_loss, EventTapPolicy(frozenset(OutputKind), EPOCH_S), **settings)
+
+
+def test_a_tapped_guest_without_outputs_is_left_alone() -> None:
+    core = tapped()
+    assert feed(core, tick(100.0)) == []
+    assert core.next_tick(100.0) == pytest.approx(100.0 + DETECT_S / 10)
+
+
+def test_a_tapped_output_stops_the_guest_until_its_acknowledgement() -> None:
+    core = tapped()
+    assert feed(core, on.OutputHeld(1.0, 2, NET)) == [do.Checkpoint(2, base=False)]
+    assert feed(core, on.Captured(1.01, 2, 0.005, 1)) == [do.SendEpoch(2)]
+    assert core.paused
+    assert feed(core, on.Acknowledged(1.02, 2)) == [do.Release(2), do.ResumeGuest()]
+    assert feed(core, on.Released(1.03, 2)) == []
+
+
+def test_an_output_may_come_before_the_last_one_has_left() -> None:
+    core = tapped()
+    feed(core, on.OutputHeld(1.0, 2, NET), on.Captured(1.0, 2), on.Acknowledged(1.0, 2))
+    assert feed(core, on.OutputHeld(1.0, 3, NET)) == [do.Checkpoint(3, base=False)]
+    assert feed(core, on.Captured(1.0, 3), on.Released(1.0, 2)) == [do.SendEpoch(3)]
+    assert feed(core, on.Acknowledged(1.0, 3)) == [do.Release(3), do.ResumeGuest()]
+
+
+def test_an_output_behind_a_seal_stops_the_guest_again_once_it_runs() -> None:
+    core = tapped()
+    feed(core, on.OutputHeld(1.0, 2, NET))
+    assert feed(core, on.OutputHeld(1.001, 3, NET)) == []
+    feed(core, on.Captured(1.002, 2))
+    effects = feed(core, on.Acknowledged(1.003, 2))
+    assert effects == [do.Release(2), do.ResumeGuest(), do.Checkpoint(3, base=False)]
+
+
+def test_a_tapped_guest_whose_secondary_is_lost_goes_on_by_a_grant() -> None:
+    core = tapped()
+    feed(core, on.OutputHeld(1.0, 2, NET), on.Captured(1.0, 2))
+    assert feed(core, on.LinkLost(1.0, "reset")) == [do.AcquireWitness(1)]
+    assert feed(core, on.WitnessGranted(1.0, 2)) == [do.OpenOutput(2)]
+    assert feed(core, on.OutputOpened(1.0)) == [do.ResumeGuest()]
+
+
+def test_a_tapped_guest_is_ended_in_order_from_its_rest() -> None:
+    core = tapped()
+    feed(core, on.OutputHeld(1.0, 2, NET), on.Captured(1.0, 2))
+    assert feed(core, on.StopRequested(1.0)) == []
+    assert feed(core, on.Acknowledged(1.0, 2)) == [do.Release(2), do.Checkpoint(3, base=False)]
+    feed(core, on.Captured(1.0, 3), on.Released(1.0, 2), on.Acknowledged(1.0, 3))
+    assert isinstance(feed(core, on.Released(1.0, 3))[-1], Finish)
+
+
+def test_an_adaptive_guest_is_checkpointed_when_the_last_one_has_committed() -> None:
+    core = protected(policy=AdaptivePolicy(ceiling_s=0.1))
+    assert feed(core, on.OutputHeld(0.01, 2, NET)) == [do.Checkpoint(2, base=False)]
+    assert feed(core, on.Captured(0.015, 2, 0.005, 1)) == [do.ResumeGuest(), do.SendEpoch(2)]
+    assert feed(core, on.OutputHeld(0.02, 3, NET)) == []
+    assert feed(core, on.Acknowledged(0.03, 2)) == [do.Release(2), do.Checkpoint(3, base=False)]

@@ -210,7 +210,7 @@ def test_the_framework_needs_no_demo(package: str) -> None:
 
 
 def test_the_oracle_of_the_simulation_shares_no_code_with_what_it_judges() -> None:
-    """Nor does what it imports of the simulation: DESIGN.md, section 9."""
+    """Nor does what it imports of the simulation: DESIGN.md, section 10."""
     judged, pending = [], [Path("tests/sim/oracle.py")]
     seen = set(pending)
     while pending:

@@ -143,7 +143,7 @@ def test_epoch_out_of_range_is_the_callers_bug(epoch: int) -> None:
         (_header(version=9), errors.VersionError, "version 9, this side version 1"),
         (_header(version=9)[:6], errors.VersionError, "version 9"),
         (_header(type_number=0), errors.FrameTypeError, "type 0 "),
-        (_header(type_number=16), errors.FrameTypeError, "type 16 "),
+        (_header(type_number=17), errors.FrameTypeError, "type 17 "),
         (_header(length=MAX_PAYLOAD_BYTES + 1), errors.FrameLengthError, f"{MAX_PAYLOAD_BYTES + 1} bytes"),
         (_header(length=2**32 - 1), errors.FrameLengthError, f"limit of {MAX_PAYLOAD_BYTES}"),
         (_header(length=3, payload=b"abc") + b"abd", errors.PayloadChecksumError, "epoch 7"),
