@@ -231,7 +231,7 @@ async def _listen(
     async with trio.open_nursery() as nursery:
         if isinstance(place, Path):
             await nursery.start(serve_nbd_unix, place, buffers)
-            uris = [f"nbd+unix:///{quote(export)}?socket={quote(os.fspath(place))}" for export in buffers]
+            uris = [f"nbd+unix:///{quote(export)}?socket={quote(os.fsencode(place))}" for export in buffers]
         else:
             addresses = await nursery.start(partial(serve_nbd_tcp, *place, buffers, tls=tls))
             scheme = "nbds" if tls else "nbd"

@@ -58,7 +58,7 @@ class FileStore:
         self._descriptor = descriptor
         self._size_bytes = size_bytes
         self._read_only = read_only
-        self._uri = "file:" + quote(os.fspath(path.resolve()))
+        self._uri = file_uri(path)
         self._reads_nowait = True
         self._is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
 
@@ -235,6 +235,11 @@ class FileStore:
         if error.errno in (errno.EROFS, errno.EPERM, errno.EACCES):
             return StoreReadOnlyError(f"{what}; make it writable")
         return StoreIOError(f"{what}; look into the kernel log")
+
+
+def file_uri(path: Path) -> str:
+    """The one URI of a file, whatever path it was opened by: absolute, and any bytes in it escaped."""
+    return "file:" + quote(os.fsencode(path.resolve()))
 
 
 def _check_opened(path: Path, descriptor: int, read_only: bool) -> int:
