@@ -250,7 +250,9 @@ def _check_opened(path: Path, descriptor: int, read_only: bool) -> int:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise StoreInUseError(f"store {path} is served by another process; stop that one first") from error
+        raise StoreInUseError(
+            f"store {path} is served already, by another process or as another export; stop that first"
+        ) from error
     size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
     if size_bytes == 0:
         raise StoreOpenError(f"store {path} has 0 bytes; give it the disk's size (truncate -s)")
