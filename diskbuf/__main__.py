@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import ssl
@@ -44,6 +45,13 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str) -> i
     if size_bytes == 0:
         raise click.BadParameter("0 bytes hold nothing")
     return size_bytes
+
+
+def _interval(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """Milliseconds; neither "nan" nor "inf", which are numbers, too."""
+    if value is not None and not 0 <= value < math.inf:
+        raise click.BadParameter(f"{value:g} is no time to wait; give milliseconds, 0 to release at once")
+    return value
 
 
 def _address(
@@ -98,7 +106,7 @@ def cli() -> None:
     help="Memory for held writes, per store: half full releases early, full slows clients.",
 )
 @click.option(
-    "--release-every", "every_ms", metavar="MS", type=click.FloatRange(min=0), help="0 releases at once."
+    "--release-every", "every_ms", metavar="MS", type=float, callback=_interval, help="0 releases at once."
 )
 def serve(
     stores: Sequence[str],
@@ -231,7 +239,7 @@ async def _listen(
     async with trio.open_nursery() as nursery:
         if isinstance(place, Path):
             await nursery.start(serve_nbd_unix, place, buffers)
-            uris = [f"nbd+unix:///{quote(export)}?socket={quote(os.fspath(place))}" for export in buffers]
+            uris = [f"nbd+unix:///{quote(export)}?socket={quote(os.fsencode(place))}" for export in buffers]
         else:
             addresses = await nursery.start(partial(serve_nbd_tcp, *place, buffers, tls=tls))
             scheme = "nbds" if tls else "nbd"

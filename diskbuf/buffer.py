@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from typing import TypeVar, TypeVarTuple
 
@@ -24,7 +25,7 @@ import trio
 
 from diskbuf.arena import Arena
 from diskbuf.chunks import CHUNK_BYTES, Chunks
-from diskbuf.contract import BufferStatistics, Pressure, State
+from diskbuf.contract import BufferStatistics, Pressure, State, StepHook, pass_step
 from diskbuf.errors import ChunkError, ReleaseError, StateError
 from diskbuf.extents import Bytes, Extent, ExtentMap, Kind
 from diskbuf.gate import Admission, Gate
@@ -56,7 +57,7 @@ class DiskBuffer:
     payloads to come. `depth` bounds the sealed, unreleased epochs.
 
     With a `journal` an epoch gets into the store wholly or not at all, whatever crashes. With `sync_releases`
-    an epoch counts as released only when it is on stable storage.
+    an epoch counts as released only when it is on stable storage. `on_step` hears how far a release is.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class DiskBuffer:
         depth: int = 2,
         journal: Journal | None = None,
         sync_releases: bool = False,
+        on_step: StepHook = pass_step,
     ) -> None:
         if limit_bytes <= 0 or depth <= 0:
             raise ValueError(f"limit_bytes is {limit_bytes} and depth {depth}; both must be positive")
@@ -75,6 +77,7 @@ class DiskBuffer:
         self._store = store
         self._journal = journal
         self._sync_releases = sync_releases
+        self._on_step = on_step
         self._in_memory = store.read_view(0, 1) is not None
         self._gate = Gate(
             limit_bytes=limit_bytes,
@@ -318,7 +321,7 @@ class DiskBuffer:
         """Write an acknowledged epoch of the primary, logged or not, to a standby's store. Only while
         `closed`."""
         self._check_writes(writes)
-        await self._write_closed(self._commit, epoch, writes.extents)
+        await self._write_closed(self._commit, epoch, writes.extents, self._is_discarded)
 
     async def sync_store(self) -> None:
         """Return when all that reached the store is on stable storage, whatever the state."""
@@ -362,19 +365,26 @@ class DiskBuffer:
 
     def _let_out(self, epoch: int, changes: ExtentMap, what: str) -> None:
         """Write held changes to the store, behind older ones on their way; a discard meanwhile stops it."""
+        on_step = self._on_step if changes.extents else pass_step
         self._gate.wait_none_passing()
-        done = self._commit(epoch, changes.extents)
+        done = self._commit(epoch, changes.extents, partial(self._stops_before_write, on_step, epoch))
         if not done or self._is_discarded():
             raise ReleaseError(f"{what} was stopped by discard(); a part of it may have left")
+        on_step("written", epoch)
         if self._sync_releases:
             self._store.sync()
+            on_step("synced", epoch)
         self._gate.retire(changes)
 
-    def _commit(self, epoch: int, extents: Sequence[Extent]) -> bool:
-        """Write an epoch to the store; False if a discard stopped it."""
+    def _commit(self, epoch: int, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
+        """Write an epoch to the store; False if `stopped` said so."""
         if self._journal is not None:
-            return self._journal.commit(epoch, extents, self._is_discarded)
-        return apply_extents(self._store, extents, self._is_discarded)
+            return self._journal.commit(epoch, extents, stopped)
+        return apply_extents(self._store, extents, stopped)
+
+    def _stops_before_write(self, on_step: StepHook, epoch: int) -> bool:
+        on_step("write", epoch)
+        return self._is_discarded()
 
     def _leave_journal(self) -> None:
         """Before writes go to the store past the journal: a replay would undo them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,6 +22,16 @@ class Pressure(StrEnum):
     NONE = "none"
     SOON = "soon"  # half of it: take an early checkpoint
     FULL = "full"  # at it: writes wait
+
+
+StepHook = Callable[[str, int], None]
+"""(step, epoch): called in a release's thread as it passes "write" (before the first write to the store, and
+without a journal before each), "written" and, if it synchronises, "synced". An epoch that changes nothing
+passes none."""
+
+
+def pass_step(_step: str, _epoch: int) -> None:
+    """The hook of who wants to know nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class FileStore:
         self._descriptor = descriptor
         self._size_bytes = size_bytes
         self._read_only = read_only
-        self._uri = "file:" + quote(os.fspath(path.resolve()))
+        self._uri = file_uri(path)
         self._reads_nowait = True
         self._is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
 
@@ -237,6 +237,11 @@ class FileStore:
         return StoreIOError(f"{what}; look into the kernel log")
 
 
+def file_uri(path: Path) -> str:
+    """The one URI of a file, whatever path it was opened by: absolute, and any bytes in it escaped."""
+    return "file:" + quote(os.fsencode(path.resolve()))
+
+
 def _check_opened(path: Path, descriptor: int, read_only: bool) -> int:
     """Lock an opened image; return its size in bytes."""
     mode = os.fstat(descriptor).st_mode
@@ -245,7 +250,9 @@ def _check_opened(path: Path, descriptor: int, read_only: bool) -> int:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise StoreInUseError(f"store {path} is served by another process; stop that one first") from error
+        raise StoreInUseError(
+            f"store {path} is served already, by another process or as another export; stop that first"
+        ) from error
     size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
     if size_bytes == 0:
         raise StoreOpenError(f"store {path} has 0 bytes; give it the disk's size (truncate -s)")

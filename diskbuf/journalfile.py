@@ -231,7 +231,8 @@ def _lock(path: Path, descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise JournalInUseError(
-            f"journal {path} is in use by another process; stop that one first"
+            f"journal {path} is in use already, by another process or as another store or journal;"
+            " stop that first, or name another file"
         ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diskbuf.errors import StoreInUseError, StoreIOError, StoreOpenError
 from diskbuf.extents import Bytes
-from diskbuf.filestore import FileStore
+from diskbuf.filestore import FileStore, file_uri
 from diskbuf.store import Allocation
 
 
@@ -51,7 +51,7 @@ class SharedStore:
 
     @property
     def uri(self) -> str:
-        return f"file:{self._path}"
+        return file_uri(self._path)
 
     @property
     def size_bytes(self) -> int:

@@ -80,7 +80,8 @@ class BackupDaemon:
 
     async def run(self) -> Finish:
         """Set up, stand by, perhaps take over, and clean up; expected errors of set-up propagate."""
-        async with open_host(self._settings, owns_shared=False) as host, trio.open_nursery() as nursery:
+        opening = open_host(self._settings, self._hook, owns_shared=False)
+        async with opening as host, trio.open_nursery() as nursery:
             self._host: Host = host
             self._outputs = host.outputs
             self._nursery = nursery
@@ -315,8 +316,8 @@ class BackupDaemon:
                 waited += 1
                 await trio.sleep(_LOCK_TURN_S)
         for epoch, number, writes in self._retained.writes():
-            self._hook("replay.begin", epoch)
             await self._outputs.disks[number].apply(epoch, writes)
+            _log.info("takeover.replayed", epoch=epoch, disk=number)
 
     def _replay_frames(self) -> None:
         """Before the guest runs and can send any behind them: frames of acknowledged epochs, which the

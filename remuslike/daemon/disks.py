@@ -11,6 +11,7 @@ import trio
 from diskbuf import DiskBuffer, Journal, SharedStore, Store, open_store
 from diskbuf.errors import DiskbufError, StoreInUseError
 from remuslike.config import DiskSettings, Settings
+from remuslike.engine.ports import StepHook
 
 # Many usual epochs, and made in 0.2 s; it grows under an epoch that is larger.
 _JOURNAL_BYTES = 64 << 20
@@ -19,13 +20,17 @@ _log = structlog.get_logger(__name__)
 
 
 async def open_disks(
-    stack: ExitStack, settings: Settings, depth: int, *, owns_shared: bool
+    stack: ExitStack, settings: Settings, depth: int, hook: StepHook, *, owns_shared: bool
 ) -> tuple[list[DiskBuffer], dict[int, SharedStore]]:
     """A buffer for each writable disk, in their order, and the shared stores by their disk's number.
 
-    Opening a store recovers its journal. A shared store is opened only if it `owns_shared`. Raises
-    `DiskbufError`. `stack` closes all of it.
+    Opening a store recovers its journal. A shared store is opened only if it `owns_shared`; the `hook` hears
+    of the steps of its releases. Raises `DiskbufError`. `stack` closes all of it.
     """
+
+    def on_step(step: str, epoch: int) -> None:
+        hook(f"release.{step}", epoch)
+
     limit_bytes = settings.buffers.disk_limit_mib << 20
     buffers: list[DiskBuffer] = []
     shared: dict[int, SharedStore] = {}
@@ -41,7 +46,9 @@ async def open_disks(
                     " start this side as its secondary"
                 )
             shared[len(buffers)] = store
-            buffers.append(DiskBuffer(store, limit_bytes=limit_bytes, depth=depth, sync_releases=True))
+            buffers.append(
+                DiskBuffer(store, limit_bytes=limit_bytes, depth=depth, sync_releases=True, on_step=on_step)
+            )
             continue
         own = await trio.to_thread.run_sync(open_store, disk.store)
         stack.callback(own.close)

@@ -22,7 +22,7 @@ from remuslike.daemon.disks import open_disks
 from remuslike.daemon.mode import sends_frames
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.handshake import PROTOCOL_VERSION, Hello
-from remuslike.engine.ports import PAGE_BYTES, Witness
+from remuslike.engine.ports import PAGE_BYTES, StepHook, Witness
 from remuslike.errors import ConfigurationError
 from remuslike.witness import FileWitness, NoWitness
 
@@ -47,7 +47,7 @@ class Host:
 
 
 @asynccontextmanager
-async def open_host(settings: Settings, *, owns_shared: bool) -> AsyncIterator[Host]:
+async def open_host(settings: Settings, hook: StepHook, *, owns_shared: bool) -> AsyncIterator[Host]:
     """Set up, run the holds and NBD servers for as long as the body runs, and take down in the order that
     lets nothing out: holds are closed (which discards) before the taps. `owns_shared`: whether shared disks
     are this host's from the start."""
@@ -56,7 +56,7 @@ async def open_host(settings: Settings, *, owns_shared: bool) -> AsyncIterator[H
     with ExitStack() as stack:
         stack.enter_context(_run_directory(settings.run_directory))
         names = [disk.name for disk in guest.disks if not disk.read_only]
-        disks, shared = await open_disks(stack, settings, depth, owns_shared=owns_shared)
+        disks, shared = await open_disks(stack, settings, depth, hook, owns_shared=owns_shared)
         nics = [
             (_make_tap(stack, f"{settings.name[:10]}{number}"), nic) for number, nic in enumerate(guest.nics)
         ]

@@ -43,7 +43,10 @@ class PrimaryDaemon:
 
     async def run(self) -> Finish:
         """Set up, protect, and clean up; expected errors of set-up propagate."""
-        async with open_host(self._settings, owns_shared=True) as host, trio.open_nursery() as nursery:
+        async with (
+            open_host(self._settings, self._hook, owns_shared=True) as host,
+            trio.open_nursery() as nursery,
+        ):
             process = await self._start_guest(host, nursery)
             guest = QemuGuest(process, captures_in_use=self._settings.epoch.window)
             try:

@@ -191,6 +191,7 @@ class PrimarySession:
         async for pending in self._pending_out:
             if isinstance(pending, Released):
                 await self.link.send(FrameType.RELEASED, pending.epoch)
+                self._hook("released.sent", pending.epoch)
             else:
                 await self._send_epoch(pending)
 

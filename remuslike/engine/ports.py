@@ -145,6 +145,15 @@ PRIMARY_STEPS: Sequence[str] = (
     "release.begin",
     "release.end",
 )
+SHARED_STEPS: Sequence[str] = (
+    "release.write",  # before each of an epoch's writes to a disk
+    "release.written",
+    "release.synced",
+    "released.sent",
+)
+"""What a primary passes besides if its hosts share disks: but for the last, between a release's begin and
+end, and only for an epoch that writes."""
+
 BACKUP_STEPS: Sequence[str] = (
     "receive.begin",
     "receive.complete",

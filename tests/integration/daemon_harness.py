@@ -6,6 +6,7 @@ configuration with its files, kept from one daemon to the next as a host's disk 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ DETECT_MS = 500
 """Silence on a machine that runs two emulated guests and a test is seldom death."""
 
 EPOCH_MS = 25
-DISK_MIB = 16
+FIRST_HOST = f"{plan.PEER_ADDRESSES['primary']}:{plan.REPLICATION_PORT}"
 END_LIMIT_S = 10.0
 POLL_S = 0.02
 
@@ -74,11 +75,18 @@ class Shape:
     vcpus: int = 1
     memory_mib: int = 128
     disks: int = 1
+    disk_mib: int = 16
     nics: int = 1
     service: Service = "redis"
     extra_arguments: tuple[str, ...] = ()
     on_secondary_loss: str = "solo"
     detect_ms: float = DETECT_MS
+
+
+class Protection(Message):
+    """What a secondary that has taken over tells of its part as a primary."""
+
+    protected: bool
 
 
 class Statistics(Message):
@@ -94,6 +102,7 @@ class Statistics(Message):
     acknowledged: int | None = None
     applied: int | None = None
     takeover: dict[str, Any] | None = None
+    protection: Protection | None = None
     held: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -169,6 +178,12 @@ class Daemon:
 
     async def wait_protected(self) -> Statistics:
         return await self.wait("protected", lambda said: said.protected)
+
+    async def wait_protected_again(self) -> Statistics:
+        """As `wait_protected`, of the guest that a secondary has taken over."""
+        return await self.wait(
+            "protected again", lambda said: said.protection is not None and said.protection.protected
+        )
 
     async def wait_logged(self, pattern: str) -> str:
         """The first line of its log in which `pattern` is found."""
@@ -250,6 +265,12 @@ class Cluster:
         daemon = Daemon(node, self.stack.enter_context(Process(program)))
         self.daemons.append(daemon)
         return daemon
+
+    def as_secondary(self) -> Node:
+        """The first host again: same name, files and disks, but now it listens, and has a successor."""
+        document = copy.deepcopy(self.primary.document)
+        document["link"] |= {"address": FIRST_HOST, "successor": self.secondary.document["link"]["address"]}
+        return replace(self.primary, role="secondary", document=document)
 
     async def protect(self) -> tuple[Daemon, Daemon]:
         """A primary whose guest is up, and a secondary that protects it."""
@@ -341,7 +362,7 @@ def _make_node(
     home.mkdir()
     disks = [home / f"data{number}" for number in range(shape.disks)]
     for number, disk in enumerate(disks):
-        make_data_disk(disk, DISK_MIB, seed=str(number))
+        make_data_disk(disk, shape.disk_mib, seed=str(number))
     addresses = [f"10.77.{number}.2/24" for number in range(shape.nics)]
     document = {
         "name": role,

@@ -16,10 +16,7 @@ from remuslike.demo.plan import GUEST_ADDRESS
 from remuslike.demo.survivor import examine
 from remuslike.image import AGENT_PORT, SERVICE_PORT
 
-SEED = 7
-PAYLOAD_BYTES = 64
-CONNECTIONS = 2
-LIMIT_BYTES = 16 << 20
+WORK = Work(seed=7, connections=2, pipeline=1, payload_bytes=64, limit_bytes=16 << 20)
 ATTEMPT_S = 1.0
 
 
@@ -133,16 +130,15 @@ class Client:
 
 
 @asynccontextmanager
-async def writing(cluster: Cluster) -> AsyncIterator[Client]:
+async def writing(cluster: Cluster, work: Work = WORK) -> AsyncIterator[Client]:
     """Writes under way while the body runs. Then every write is waited for, and read back through the same
     connection."""
     async with AsyncExitStack() as stack:
         connections = []
-        for number in range(CONNECTIONS):
+        for number in range(work.connections):
             stream = await connect(cluster.namespaces.client, GUEST_ADDRESS, SERVICE_PORT)
             stack.push_async_callback(trio.aclose_forcefully, stream)
             connections.append(Connection(number, stream))
-        work = Work(SEED, CONNECTIONS, 1, PAYLOAD_BYTES, LIMIT_BYTES)
         client = Client(work, Load(work, connections))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes.certificate import make_certificate
+from fakes.nbd_server import nbdkit
 
 nbd = pytest.importorskip("nbd", reason="libnbd's Python binding (python3-libnbd) is not installed")
 
@@ -247,6 +249,27 @@ def test_a_full_disk_is_waited_for_and_then_told(start, tmp_path: Path) -> None:
         server.kill()
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_a_store_whose_server_dies_and_comes_back_gets_everything(start, tmp_path: Path) -> None:
+    backing = tmp_path / "backing.img"
+    backing.write_bytes(bytes(SIZE))
+    with closing(nbdkit(tmp_path / "store.sock", "file", str(backing))) as behind:
+        server = start(
+            "--store", behind.uri, "--journal", tmp_path / "journal", "--socket", tmp_path / "nbd.sock",
+            "--release-every", 5,
+        )  # fmt: skip
+        client = connected(server.uris[0])
+        client.pwrite(b"before", 0)
+        behind.kill()
+        client.pwrite(b"during", 4096)
+        client.flush()
+        assert client.pread(6, 4096) == b"during"
+        behind.start()
+        client.pwrite(b"after", 8192)
+        assert server.end()[0] == 0
+    found = backing.read_bytes()
+    assert (found[:6], found[4096:4102], found[8192:8197]) == (b"before", b"during", b"after")
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fakes.namespace import BridgedLan, run_in_namespace
 
 from netbuf import KernelModuleError, choose
 from remuslike.config import Settings
+from remuslike.daemon.hooks import pass_step
 from remuslike.daemon.host import open_host
 from remuslike.errors import ConfigurationError
 
@@ -48,7 +49,7 @@ def limits(run_directory: Path, **buffers: Any) -> set[int]:
     BridgedLan()
 
     async def scenario() -> set[int]:
-        async with open_host(settings(run_directory, **buffers), owns_shared=True) as host:
+        async with open_host(settings(run_directory, **buffers), pass_step, owns_shared=True) as host:
             return {one["limit_bytes"] for one in host.outputs.statistics().values()}
 
     return trio.run(scenario)
@@ -59,7 +60,7 @@ def chosen(run_directory: Path, **buffers: Any) -> tuple[int, set[str], list[Any
     BridgedLan()
 
     async def scenario() -> tuple[int, set[str]]:
-        async with open_host(settings(run_directory, **buffers), owns_shared=True) as host:
+        async with open_host(settings(run_directory, **buffers), pass_step, owns_shared=True) as host:
             statistics = host.outputs.statistics()
             assert list(statistics) == ["network0", "network1"]
             return host.outputs.depth, {one["backend"] for one in statistics.values()}

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from remuslike.daemon.hooks import KILL_AT, hook_from_environment
-from remuslike.engine.ports import BACKUP_STEPS, PRIMARY_STEPS
+from remuslike.engine.ports import BACKUP_STEPS, PRIMARY_STEPS, SHARED_STEPS
 from remuslike.errors import ConfigurationError
 
 _DAEMON = """
@@ -40,7 +40,7 @@ def passed(wish: str, *steps: str) -> tuple[int, list[str]]:
 def test_without_a_wish_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KILL_AT, raising=False)
     hook = hook_from_environment()
-    for step in (*PRIMARY_STEPS, *BACKUP_STEPS):
+    for step in (*PRIMARY_STEPS, *SHARED_STEPS, *BACKUP_STEPS):
         hook(step, 1)
 
 
@@ -56,13 +56,26 @@ def test_a_step_that_the_epoch_did_not_pass_is_taken_in_a_later_one() -> None:
     assert (status, steps) == (-signal.SIGKILL, ["apply.begin@1", "apply.end@1"])
 
 
+def test_a_step_may_be_meant_for_a_later_time() -> None:
+    writes = ("release.write", "release.write", "release.write")
+    status, steps = passed("release.write@2#3", "release.begin", *writes)
+    assert status == -signal.SIGKILL
+    assert steps[-4:] == ["release.begin@2", *("release.write@2" for _ in writes)]
+
+
+def test_an_epoch_that_passes_it_less_often_is_survived() -> None:
+    status, steps = passed("release.write@1#2", "release.write")
+    assert status == 0
+    assert len(steps) == 4
+
+
 def test_other_steps_pass() -> None:
     status, steps = passed("apply.end@1", "send.begin")
     assert status == 0
     assert len(steps) == 4
 
 
-@pytest.mark.parametrize("step", [*PRIMARY_STEPS, *BACKUP_STEPS])
+@pytest.mark.parametrize("step", [*PRIMARY_STEPS, *SHARED_STEPS, *BACKUP_STEPS])
 def test_every_named_step_can_be_wished(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KILL_AT, f"{step}@1")
     hook_from_environment()
@@ -70,7 +83,16 @@ def test_every_named_step_can_be_wished(step: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "wish",
-    ["", "release.begin", "release.begin@", "release.begin@-1", "release.begin@1 ", "nonsense@1", "@1"],
+    [
+        "",
+        "release.begin",
+        "release.begin@",
+        "release.begin@-1",
+        "release.begin@1 ",
+        "nonsense@1",
+        "@1",
+        "send.end@1#0",
+    ],
 )
 def test_a_wish_that_names_no_step_is_refused_by_name(wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KILL_AT, wish)

@@ -15,6 +15,7 @@ from fakes.witness import FakeWitness
 from remuslike.config import Settings
 from remuslike.daemon.backup import BackupDaemon
 from remuslike.daemon.disks import open_disks
+from remuslike.daemon.hooks import pass_step
 from remuslike.daemon.host import Host, introduce, make_witness
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine import events as on
@@ -67,7 +68,7 @@ def document(tmp_path: Path) -> Document:
 async def introduction(document: Document, qemu_version: str = "7.2.22") -> Hello:
     settings = Settings.model_validate(document)
     with ExitStack() as stack:
-        disks, shared = await open_disks(stack, settings, depth=3, owns_shared=True)
+        disks, shared = await open_disks(stack, settings, 3, pass_step, owns_shared=True)
         host = Host(Outputs([], disks, shared), [], [], Path("/nonexistent/qemu.log"))
         return await introduce(settings, host, qemu_version)
 

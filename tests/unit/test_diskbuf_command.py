@@ -91,7 +91,10 @@ USAGE = [
     ),
     ((*SERVE, *SOCKET, "--limit", "much"), "'much' is no size"),
     ((*SERVE, *SOCKET, "--limit", "0"), "0 bytes hold nothing"),
-    ((*SERVE, *SOCKET, "--release-every", "-1"), "-1.0 is not in the range x>=0"),
+    *(
+        ((*SERVE, *SOCKET, "--release-every", text), f"{text} is no time to wait")
+        for text in ("-1", "nan", "inf")
+    ),
     ((*SERVE, *SOCKET, "--store", "memory:2M"), "Several stores need names"),
     ((*SERVE, *SOCKET, "--store", "memory:2M", "--export", "a"), "2 of '--store' but 1 of '--export'"),
     (

@@ -18,7 +18,15 @@ from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.connection import IN_FLIGHT_MAX, Connection
 from diskbuf.endpoint import Endpoint, PlainEndpoint
-from diskbuf.errors import ProtocolError, RequestError, StoreFullError, StoreIOError
+from diskbuf.errors import (
+    ProtocolError,
+    RequestError,
+    StoreError,
+    StoreFullError,
+    StoreIOError,
+    StoreReadOnlyError,
+    StoreShortError,
+)
 from diskbuf.extents import Bytes
 from diskbuf.wire import (
     DRAIN_BYTES_MAX,
@@ -254,6 +262,55 @@ async def test_store_errors_become_error_values() -> None:
         client.buffer.discard()
         assert (await client.ask(header(Command.WRITE, 0, 1) + b"x"))[0] == NbdError.EPERM
         assert (await client.ask(header(Command.TRIM, 0, 1)))[0] == NbdError.EPERM
+
+    await converse(talk)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (StoreFullError("full"), NbdError.ENOSPC),
+        (StoreReadOnlyError("mounted read-only"), NbdError.EPERM),
+        (StoreShortError("truncated"), NbdError.EIO),
+        (StoreIOError("the server is lost"), NbdError.EIO),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value.name,
+)
+async def test_every_request_that_meets_the_store_tells_of_its_failure(
+    failure: StoreError, code: NbdError
+) -> None:
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        client.store.cached = False
+        client.store.failure = failure
+        for request in (
+            header(Command.READ, 0, 1),
+            header(Command.WRITE, 0, 1) + b"x",
+            header(Command.WRITE, 0, 1, flags=CommandFlag.FUA) + b"x",
+            header(Command.TRIM, 0, 512),
+            header(Command.WRITE_ZEROES, 0, 512),
+            header(Command.FLUSH),
+        ):
+            assert (await client.ask(request))[0] == code
+        client.store.failure = None
+        assert await client.ask(header(Command.WRITE, 0, 1) + b"x") == (0, b"")
+        assert await client.ask(header(Command.READ, 0, 1), 1) == (0, b"x")
+
+    await converse(talk)
+
+
+async def test_what_is_held_survives_a_store_that_fails() -> None:
+    async def talk(client: Client) -> None:
+        assert (await client.ask(header(Command.WRITE, 0, 4) + b"held"))[0] == 0
+        client.buffer.seal(1)
+        client.store.failure = StoreFullError("full")
+        with pytest.raises(StoreFullError):
+            await client.buffer.release(1)
+        assert await client.ask(header(Command.READ, 0, 4), 4) == (0, b"held")
+        assert (await client.ask(header(Command.WRITE, 8, 4) + b"more"))[0] == 0
+        client.store.failure = None
+        await client.buffer.release(1)
+        assert client.store.image[:12] == b"held" + bytes(8)
 
     await converse(talk)
 

@@ -131,7 +131,7 @@ def test_much_is_retired_beside_the_commits(path: Path, store: FakeStore) -> Non
 
 def test_a_journal_in_use_is_refused(path: Path, store: FakeStore) -> None:
     journal = open_journal(path, store)
-    with pytest.raises(JournalInUseError, match="in use by another process"):
+    with pytest.raises(JournalInUseError, match="in use already, by another process"):
         open_journal(path, store)
     assert describe_journal(path).in_use
     journal.close()

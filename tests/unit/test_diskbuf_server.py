@@ -25,6 +25,7 @@ from diskbuf.negotiation import OPTION_MAGIC
 from diskbuf.server import CONNECTIONS_MAX, Clients, serve_nbd_tcp, serve_nbd_unix
 
 GREETING_BYTES = 18
+WRITE, FLUSH = 1, 3
 READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 5, 0, 8)
 STARTTLS, LIST = 5, 3
 ACK, ERR_POLICY, ERR_TLS_REQD = 1, (1 << 31) + 2, (1 << 31) + 5
@@ -56,12 +57,43 @@ async def read_back(stream: trio.abc.Stream) -> None:
     assert received[-24:] == struct.pack(">IIQ8x", 0x67446698, 0, 5)
 
 
+async def ask(stream: trio.abc.Stream, request: bytes, data_bytes: int = 0) -> bytes:
+    """Send a request; the data of its reply, which must be no error."""
+    await stream.send_all(request)
+    received = b""
+    while len(received) < 16 + data_bytes:
+        received += await stream.receive_some()
+    assert received[:8] == struct.pack(">II", 0x67446698, 0)
+    return received[16:]
+
+
 async def test_serves_and_removes_its_socket(tmp_path: Path) -> None:
     async with serving(tmp_path / "nbd.sock") as path:
         assert path.stat().st_mode & 0o777 == 0o600
         async with await trio.open_unix_socket(str(path)) as stream:
             await read_back(stream)
     assert not path.exists()
+
+
+async def test_a_flush_covers_what_was_answered_on_every_connection(tmp_path: Path) -> None:
+    """What CAN_MULTI_CONN promises, where it costs something: in `open`."""
+    store = FakeStore(4096)
+    buffer = DiskBuffer(store, limit_bytes=1 << 20)
+    await buffer.open()
+    with trio.fail_after(WAIT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_nbd_unix, tmp_path / "nbd.sock", {"disk": buffer})
+            streams = [await trio.open_unix_socket(str(tmp_path / "nbd.sock")) for _ in range(3)]
+            for stream in streams:
+                await read_back(stream)
+            writer, flusher, reader = streams
+            await ask(writer, struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 0, 0, 4) + b"mine")
+            await ask(flusher, struct.pack(">IHHQQI", 0x25609513, 0, FLUSH, 0, 0, 0))
+            assert store.operations == [("write", 0, b"mine"), ("sync",)]
+            assert await ask(reader, READ, 8) == b"mine" + bytes(4)
+            for stream in streams:
+                await stream.aclose()
+            nursery.cancel_scope.cancel()
 
 
 async def test_takes_over_a_socket_that_a_crash_left(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_allocation_of_a_fragmented_file_ends_early(tmp_path: Path) -> None:
 
 
 def test_second_server_is_refused(store: FileStore, image: Path) -> None:
-    with pytest.raises(StoreInUseError, match=r"disk\.img is served by another process"):
+    with pytest.raises(StoreInUseError, match=r"disk\.img is served already, by another process"):
         FileStore.open(image)
     with pytest.raises(StoreInUseError):
         FileStore.open(image, read_only=True)

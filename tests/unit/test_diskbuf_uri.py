@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from diskbuf.errors import StoreOpenError, StoreUriError
 from diskbuf.filestore import FileStore
 from diskbuf.memorystore import MemoryStore
+from diskbuf.sharedstore import SharedStore
 from diskbuf.sizes import format_size, parse_size
 from diskbuf.uri import KINDS, open_store, store_path
 
@@ -44,6 +46,17 @@ def test_relative_paths_and_odd_names(tmp_path: Path, monkeypatch: pytest.Monkey
         again = open_store(store.uri)
         assert again.uri == store.uri
         again.close()
+
+
+@pytest.mark.parametrize("name", ["disk.img", "a:b", "50%?#", "ü", "two words", "\udcff", "odd/../disk.img"])
+def test_a_file_has_one_uri_shared_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd").mkdir()
+    relative = Path(name)
+    relative.write_bytes(b"x" * 512)
+    with closing(FileStore.open(relative)) as store, closing(SharedStore(relative)) as shared:
+        assert store.uri == shared.uri
+        assert store_path(store.uri) == relative.resolve()
 
 
 def test_memory_by_size() -> None:
