@@ -77,7 +77,7 @@ class PacketNotice:
         """Not armed. Raises OSError."""
         self._socket = open_packets(guest)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least: one frame is enough
-        _refuse(self._socket)
+        self.take()  # a tap that is down has been said by now, and is no frame
 
     def arm(self) -> None:
         """Be readable from the next frame on; nothing once closed."""
