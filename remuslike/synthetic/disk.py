@@ -31,8 +31,6 @@ _FUA = 1
 _SEND_FUA = 1 << 3
 
 _RECEIVE_BYTES = 1 << 16
-COMMANDS_MAX = 64
-"""Writes of its own that the guest has under way at most, as a virtio queue would."""
 
 Completion = Callable[[bool], None]
 """Told whether the write was done."""

@@ -53,9 +53,8 @@ def receive(frame: bytes, own: Station) -> Datagram | bytes | None:
         return _answer_arp(frame, own)
     if kind != _IPV4 or destination != own.mac or len(frame) < _ETHERNET_BYTES + _IP_BYTES:
         return None
-    version, _, length, _, fragment, _, protocol, _, sender, recipient = _IP.unpack_from(
-        frame, _ETHERNET_BYTES
-    )
+    header = _IP.unpack_from(frame, _ETHERNET_BYTES)
+    version, _, length, _, fragment, _, protocol, _, sender, recipient = header
     if version != 0x45 or recipient != own.address or fragment & _FRAGMENT:
         return None
     body = frame[_ETHERNET_BYTES + _IP_BYTES : _ETHERNET_BYTES + length]

@@ -1,4 +1,5 @@
-"""The synthetic guest's machine: what QEMU is to another guest. One thread, and one wait for all that happens."""
+"""The synthetic guest's machine: what QEMU is to another guest. One thread, and one wait for all that
+happens."""
 
 from __future__ import annotations
 

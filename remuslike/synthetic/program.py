@@ -76,9 +76,9 @@ class Program:
 
     def pause(self) -> None:
         """On return nothing is under way, and nothing leaves or changes."""
+        self._running = False
         if self._storage is not None:
             self._storage.disk.drain()
-        self._running = False
 
     def activate(self) -> None:
         """It has just begun to live here."""
@@ -219,7 +219,13 @@ class Program:
         def answer(status: Status, report: Report | None = None) -> None:
             row = self._ram.clients[request.client]
             reply = Reply(
-                request.operation, status, request.client, int(row["sequence"]), int(row["counter"]), report
+                operation=request.operation,
+                status=status,
+                client=request.client,
+                asked=request.sequence,
+                sequence=int(row["sequence"]),
+                counter=int(row["counter"]),
+                report=report,
             )
             self._emit(frames.datagram(station, datagram.sender, encode_reply(reply)))
 

@@ -96,7 +96,7 @@ class Ram:
     def write(self, first: int, count: int) -> None:
         """The writes `first` to `first + count` of the working set. Prerequisite: at most a round of them."""
         positions = np.arange(first, first + count)
-        slots, pages = self._places(positions)
+        _, pages = self._places(positions)
         self._set[pages] = keys(pages, positions // self.slots + 1, self._seed)[:, None]
 
     def verify(self, first: int, end: int, written: int) -> None:
@@ -166,5 +166,7 @@ class Ram:
 
 def _mixed(table: NDArray[np.void]) -> Words:
     """Of rows that were never set: 0, as they are."""
-    mixed: Words = table["sequence"] * np.uint64(3) + table["counter"] * np.uint64(5)
-    return mixed + table["durable"] * np.uint64(7)
+    sequence: Words = table["sequence"]
+    counter: Words = table["counter"]
+    durable: Words = table["durable"]
+    return np.asarray(sequence * np.uint64(3) + counter * np.uint64(5) + durable * np.uint64(7), np.uint64)

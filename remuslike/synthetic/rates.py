@@ -72,11 +72,9 @@ class Rates:
 
     def append(self) -> str:
         """For `guest.append`: the words that `parse_append` makes the same of."""
-        words = []
-        for field in fields(self):
-            if (value := getattr(self, field.name)) != field.default:
-                words.append(f"{_PREFIX}{field.name}={value}")
-        return " ".join(words)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = [field.name for field in fields(self) if values[field.name] != field.default]
+        return " ".join(f"{_PREFIX}{name}={values[name]}" for name in changed)
 
 
 def parse_append(append: str) -> Rates:

@@ -25,8 +25,8 @@ TRANSMIT_FRAMES_MAX = 4096
 
 @dataclass(slots=True)
 class Registers:
-    """`clock_ns` is the guest's own time. `pages`, `frames` and `blocks` count what was done, and with what was
-    skipped because it fell too far behind, what was due. `transmit` are frames that have still to leave."""
+    """`clock_ns` is the guest's own time. `pages`, `frames` and `blocks` count what was done; with what was
+    skipped, because it fell too far behind, that is what was due. `transmit`: frames that have to leave."""
 
     clock_ns: int = 0
     pages: int = 0

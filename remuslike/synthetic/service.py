@@ -18,7 +18,7 @@ FRAMES_PORT = 7778
 CLIENTS_MAX = 1024
 
 _REQUEST = struct.Struct(">4sBxHQ")
-_REPLY = struct.Struct(">4sBBHQQ")
+_REPLY = struct.Struct(">4sBBHQQQ")
 _REPORT = struct.Struct(">10Q")
 _NUMBER = struct.Struct(">4sQ")
 _REQUEST_MAGIC, _REPLY_MAGIC, _FRAME_MAGIC = b"syn?", b"syn!", b"syn."
@@ -44,7 +44,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`sequence` counts up from the last one that READ tells."""
+    """`sequence` counts up from the last one that READ tells; of what doesn't count it is any number."""
 
     operation: Operation
     client: int
@@ -70,11 +70,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The last number of this client that was counted, and its counter. To VERIFY and REPORT, the report."""
+    """`asked` is the request's number. Then the last number of this client that was counted, and its counter;
+    to VERIFY and REPORT, the report."""
 
     operation: Operation
     status: Status
     client: int
+    asked: int
     sequence: int
     counter: int
     report: Report | None = None
@@ -101,7 +103,13 @@ _OPERATIONS = frozenset(int(operation) for operation in Operation)
 def encode_reply(reply: Reply) -> bytes:
     """A datagram's payload."""
     head = _REPLY.pack(
-        _REPLY_MAGIC, reply.operation, reply.status, reply.client, reply.sequence, reply.counter
+        _REPLY_MAGIC,
+        reply.operation,
+        reply.status,
+        reply.client,
+        reply.asked,
+        reply.sequence,
+        reply.counter,
     )
     if reply.report is None:
         return head
@@ -124,13 +132,13 @@ def decode_reply(payload: bytes) -> Reply | None:
     """None: it is none."""
     if len(payload) not in (_REPLY.size, _REPLY.size + _REPORT.size) or not payload.startswith(_REPLY_MAGIC):
         return None
-    _, operation, status, client, sequence, counter = _REPLY.unpack_from(payload)
+    _, operation, status, client, asked, sequence, counter = _REPLY.unpack_from(payload)
     report = None
     if len(payload) > _REPLY.size:
         passes, verifying, *rest = _REPORT.unpack_from(payload, _REPLY.size)
         report = Report(passes, bool(verifying), *rest)
     try:
-        return Reply(Operation(operation), Status(status), client, sequence, counter, report)
+        return Reply(Operation(operation), Status(status), client, asked, sequence, counter, report)
     except ValueError:
         return None
 

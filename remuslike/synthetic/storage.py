@@ -54,8 +54,8 @@ class Storage:
         self.slots = min(_BLOCKS_MAX, (disk.size_bytes - BLOCKS_OFFSET) // self._block_bytes)
         if self.slots < 1:
             raise RatesError(
-                f"synthetic.disk_write_bytes = {self._block_bytes}: the disk's {disk.size_bytes} bytes have no"
-                f" room for one such write behind the first {BLOCKS_OFFSET}"
+                f"synthetic.disk_write_bytes = {self._block_bytes}: the disk's {disk.size_bytes} bytes have"
+                f" no room for one such write behind the first {BLOCKS_OFFSET}"
             )
 
     def write_block(self, number: int) -> None:

@@ -18,7 +18,8 @@ Words = NDArray[np.uint64]
 _GOLDEN = 0.6180339887498949
 
 # splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -40,7 +41,7 @@ def keys(places: Integers, versions_asked: Integers, seed: int) -> Words:
     word = (
         (places.astype(np.uint64) << np.uint64(32))
         + versions_asked.astype(np.uint64)
-        + np.uint64(seed) * _GAMMA
+        + np.uint64(seed * _GAMMA & _MASK)
     )
     word = (word ^ (word >> np.uint64(30))) * _MIX_1
     word = (word ^ (word >> np.uint64(27))) * _MIX_2
