@@ -20,7 +20,8 @@ _LENGTH = struct.Struct("<I")
 _CHECKSUM = struct.Struct("<I")
 
 TRANSMIT_FRAMES_MAX = 4096
-"""Frames that wait for the interface: above what all clients together have under way."""
+"""Frames that wait for the interface: above what all clients together have under way. At the limit the one
+that has waited longest is lost, as frames may be."""
 
 
 @dataclass(slots=True)

@@ -180,7 +180,10 @@ def test_an_idle_guest_has_nothing_to_wait_for() -> None:
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        (Rates(working_set_mib=4), r"synthetic\.working_set_mib = 4: guest\.memory_mib = 4 has"),
+        (
+            Rates(working_set_mib=4),
+            r"synthetic\.working_set_mib = 4: needs guest\.memory_mib = 5 or more, not 4",
+        ),
         (
             Rates(working_set_mib=1, disk_write_bytes=65536),
             r"synthetic\.disk_write_bytes = 65536: the disk's",
