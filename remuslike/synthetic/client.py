@@ -72,9 +72,9 @@ class _Waiting:
 class Client:
     """One socket, and any number of clients behind it. `open_client` makes one."""
 
-    def __init__(self, udp: trio.socket.SocketType, address: str, answer_limit_s: float) -> None:
+    def __init__(self, udp: trio.socket.SocketType, address: tuple[str, int], answer_limit_s: float) -> None:
         self._udp = udp
-        self._destination = (address, SERVICE_PORT)
+        self._destination = address
         self._answer_limit_s = answer_limit_s
         self._waiting: dict[tuple[Operation, int, int], _Waiting] = {}
         self._questions = count()
@@ -188,12 +188,12 @@ def _report_of(reply: Reply) -> Report:
 
 @asynccontextmanager
 async def open_client(
-    udp: socket.socket, address: str, *, answer_limit_s: float = ANSWER_LIMIT_S
+    udp: socket.socket, address: str, *, port: int = SERVICE_PORT, answer_limit_s: float = ANSWER_LIMIT_S
 ) -> AsyncIterator[Client]:
     """A client of the guest at `address`, on a datagram socket of any network namespace; the socket is closed
     at the end."""
     with trio.socket.from_stdlib_socket(udp) as own:
-        client = Client(own, address, answer_limit_s)
+        client = Client(own, (address, port), answer_limit_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)
             yield client

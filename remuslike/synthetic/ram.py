@@ -76,8 +76,8 @@ class Ram:
         self.slots = working_set_mib * _MIB_PAGES
         if _WORKING_SET_PAGE + self.slots > len(self._words):
             raise RatesError(
-                f"synthetic.working_set_mib = {working_set_mib}: needs guest.memory_mib = {working_set_mib + 1}"
-                f" or more, not {memory.size >> 20}"
+                f"synthetic.working_set_mib = {working_set_mib}: needs a guest.memory_mib of"
+                f" {working_set_mib + 1}, not {memory.size >> 20}"
             )
         self._seed = seed
         self._stride = stride_of(self.slots)

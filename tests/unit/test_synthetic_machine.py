@@ -209,7 +209,7 @@ def test_it_powers_itself_off_and_stays_for_the_last_checkpoint(guest: Started) 
         ("synthetic.seed=x", "synthetic.seed = 'x': must be a whole number\n"),
         (
             "synthetic.working_set_mib=4",
-            "synthetic.working_set_mib = 4: needs guest.memory_mib = 5 or more, not 4",
+            "synthetic.working_set_mib = 4: needs a guest.memory_mib of 5",
         ),
         ("synthetic.working_set_mib=1 synthetic.disk_writes_s=1", "synthetic.disk_writes_s = 1: guest.disks"),
     ],

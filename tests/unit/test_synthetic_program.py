@@ -182,7 +182,7 @@ def test_an_idle_guest_has_nothing_to_wait_for() -> None:
     [
         (
             Rates(working_set_mib=4),
-            r"synthetic\.working_set_mib = 4: needs guest\.memory_mib = 5 or more, not 4",
+            r"synthetic\.working_set_mib = 4: needs a guest\.memory_mib of 5",
         ),
         (
             Rates(working_set_mib=1, disk_write_bytes=65536),
