@@ -50,6 +50,7 @@ class NbdDisk:
             self._socket.connect(path)
             self.size_bytes = self._negotiate(export)
         except (OSError, struct.error) as error:
+            self._socket.close()
             raise SyntheticDiskError(f"{self._what}: {error}") from error
         self._socket.setblocking(False)
 

@@ -78,6 +78,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def greeting() -> dict[str, Any]:
+    """What a monitor begins with."""
     return {"QMP": {"version": VERSION, "capabilities": []}}
 
 
@@ -89,4 +90,5 @@ def event(name: str, seconds: float, data: dict[str, Any] | None = None) -> dict
 
 
 def failure(error: RefusedError, tag: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a refused command."""
     return {"error": {"class": error.error_class, "desc": error.description}, **tag}

@@ -129,5 +129,5 @@ async def test_a_verification_is_waited_for() -> None:
 
 async def test_a_silent_guest_is_given_up() -> None:
     async with client_of(Guest(lambda reply: []), answer_limit_s=0.05) as client:
-        with pytest.raises(NoAnswerError, match=r"did not answer Request\(.*READ.*within 0\.05 s"):
-            await client.load(1, 0)
+        with pytest.raises(NoAnswerError, match=r"did not answer Request\(.*REPORT.*within 0\.05 s"):
+            await client.report()
