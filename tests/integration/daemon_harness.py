@@ -54,8 +54,9 @@ marks = [
 Found = TypeVar("Found")
 
 COMMAND = str(Path(sys.executable).with_name("remuslike"))
-WAIT_LIMIT_S = 40
-"""Far above what an idle machine needs for anything here; it bounds a hang."""
+WAIT_LIMIT_S = 150 if os.environ.get("REMUSLIKE_LAB") == "1" else 40
+"""Far above what an idle machine needs for anything here; it bounds a hang. In the lab, whose processors are
+emulated, a daemon was seen to take 40 s to start beside other load."""
 
 DETECT_MS = 500
 """Silence on a machine that runs two emulated guests and a test is seldom death."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from daemon_harness import Cluster, Shape, cluster, wait_for
+from daemon_harness import WAIT_LIMIT_S, Cluster, Shape, cluster, wait_for
 from guest_client import socket_in
 
 from remuslike.demo import plan
@@ -85,7 +85,10 @@ class Clients:
 async def counting(hosts: Cluster, *, durable: bool = True) -> AsyncIterator[Clients]:
     """Clients at work while the body runs; then their last requests are answered, and all is read back."""
     udp = socket_in(hosts.namespaces.client, socket.SOCK_DGRAM)
-    async with open_client(udp, plan.GUEST_ADDRESS) as client, trio.open_nursery() as listeners:
+    async with (
+        open_client(udp, plan.GUEST_ADDRESS, answer_limit_s=WAIT_LIMIT_S) as client,
+        trio.open_nursery() as listeners,
+    ):
         frames = Frames()
         await listeners.start(frames.listen, hosts.namespaces.client)
         async with trio.open_nursery() as nursery:

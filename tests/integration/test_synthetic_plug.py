@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
+from daemon_harness import run
 from synthetic_harness import ADDRESS, counting, synthetic_cluster
 
 from remuslike.synthetic import Rates
@@ -22,7 +24,6 @@ RATES = Rates(dirty_pages_s=200, working_set_mib=2, frames_s=20, disk_writes_s=2
 
 EPOCH_MS = 100
 DETECT_MS = 5000
-FATAL_EPOCH = 8
 
 
 async def test_a_host_dies_and_nothing_acknowledged_is_lost() -> None:
@@ -31,16 +32,23 @@ async def test_a_host_dies_and_nothing_acknowledged_is_lost() -> None:
             node.document["epoch"]["epoch_ms"] = EPOCH_MS
             node.document["buffers"] = {"hold": "plug"}
             node.document["guest"]["tracker"] = "soft-dirty"
-        primary = hosts.start(hosts.primary, kill_at=f"send.half@{FATAL_EPOCH}")
+        primary, secondary = hosts.start(hosts.primary), hosts.start(hosts.secondary)
         async with counting(hosts) as clients:
-            secondary = hosts.start(hosts.secondary)
-            await primary.wait_ended(-signal.SIGKILL)
+            await primary.wait_protected()
+            await clients.wait_progress(50)
+            primary.kill()
+            await primary.wait_over(-signal.SIGKILL)
             await secondary.wait_phase("active")
             await clients.wait_progress(50)
             report = await clients.client.verify()
         assert clients.findings() == []
         assert (report.contradictions, report.disk_errors, report.activations) == (0, 0, 1)
         assert min(report.pages, report.frames, report.blocks, report.requests) > 0
+        secondary.terminate()
+        await secondary.wait_ended(0)
+        # A killed holder's interface stays, and lets nothing out.
+        enter = ("ip", "netns", "exec", hosts.primary.namespace)
+        assert "primary0i: removed" in run(*enter, sys.executable, "-m", "netbuf", "clean")
         for daemon in (primary, secondary):
             assert await daemon.wait_logged('"backend": "plug"')
         assert await primary.wait_logged('"tracker": "soft-dirty"')
