@@ -104,4 +104,9 @@ def _pages_of(ranges: Indices, start: int) -> Indices:
     lengths = (ranges[:, 1] - ranges[:, 0]) // PAGE_BYTES
     skipped = np.cumsum(lengths) - lengths
     pages: Indices = np.repeat(first - skipped, lengths) + np.arange(lengths.sum())
+    if (np.diff(pages) <= 0).any():
+        # Within a call the kernel pauses its walk at every 512 ranges, and walk_end is left where it last did
+        # (do_pagemap_scan in fs/proc/task_mmu.c). So what comes after is scanned again, where a guest that
+        # runs has written some pages anew. Twice written is written.
+        pages = np.unique(pages)
     return pages

@@ -20,12 +20,12 @@ WORK = Work(seed=7, connections=2, pipeline=1, payload_bytes=64, limit_bytes=16 
 ATTEMPT_S = 1.0
 
 
-def socket_in(namespace: str) -> socket.socket:
-    """A TCP socket of that network namespace, to which it belongs wherever its process goes."""
+def socket_in(namespace: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """An IPv4 socket of that network namespace, to which it belongs wherever its process goes."""
     netns.pushns()
     try:
         netns.setns(namespace, flags=0)
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        return socket.socket(socket.AF_INET, kind)
     finally:
         netns.popns()
 

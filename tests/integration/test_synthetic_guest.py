@@ -1,0 +1,62 @@
+"""The synthetic guest is protected like any other: hosts that die, and a hold that leaks. At the other steps
+of an epoch real guests do (`test_failover_primary`)."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from daemon_harness import marks
+from synthetic_harness import ADDRESS, counting, synthetic_cluster
+
+from remuslike.synthetic import Rates
+
+pytestmark = marks
+
+RATES = Rates(
+    dirty_pages_s=5000, working_set_mib=16, frames_s=200, disk_writes_s=200, address=ADDRESS, seed=77
+)
+FATAL_EPOCH = 20
+LEAKY = (sys.executable, str(Path(__file__).with_name("leaky_daemon.py")))
+LEAKY_EPOCH_MS = 200
+
+
+@pytest.mark.parametrize("step", ["checkpoint.sealed", "send.half"])
+async def test_it_outlives_its_host_and_contradicts_nothing(step: str) -> None:
+    with synthetic_cluster(RATES) as hosts:
+        primary = hosts.start(hosts.primary, kill_at=f"{step}@{FATAL_EPOCH}")
+        async with counting(hosts) as clients:
+            secondary = hosts.start(hosts.secondary)
+            await primary.wait_ended(-signal.SIGKILL)
+            await secondary.wait_phase("active")
+            await clients.wait_progress()
+            report = await clients.client.verify()
+        assert clients.findings() == []
+        assert (report.contradictions, report.disk_errors, report.activations) == (0, 0, 1)
+        assert report.passes >= 2
+        assert min(report.pages, report.frames, report.blocks, report.requests) > 0
+        assert len(clients.frames.numbers) > 0
+
+
+async def test_a_hold_that_releases_at_the_seal_is_found_out() -> None:
+    with synthetic_cluster(Rates(address=ADDRESS)) as hosts:
+        hosts.primary.document["epoch"]["epoch_ms"] = LEAKY_EPOCH_MS
+        leaky = hosts.start(hosts.primary, command=LEAKY)
+        survivor = hosts.start(hosts.secondary)
+        async with counting(hosts, durable=False) as clients:
+            await leaky.wait_ended(-signal.SIGKILL)
+            await survivor.wait_phase("active")
+            await clients.wait_progress(1)
+        found = clients.findings()
+        assert found
+        assert all(" lost: " in finding for finding in found), found
+
+
+async def test_a_bad_word_is_named_by_the_daemon() -> None:
+    with synthetic_cluster(RATES) as hosts:
+        hosts.primary.document["guest"]["append"] = "synthetic.dirty_pages_s=many"
+        primary = hosts.start(hosts.primary)
+        await primary.wait_ended(1)
+        assert "synthetic.dirty_pages_s = 'many': must be a whole number" in primary.log
