@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -131,11 +132,10 @@ def to_samples(
     """The values of one round of one guest. Raises MeasurementError where there are too few of them."""
     if len(checkpoints) < _CHECKPOINTS_MIN or not own_ms:
         raise MeasurementError(
-            f"{subject.name}: {len(checkpoints)} checkpoints are too few; give more --seconds, or see what stalls"
+            f"{subject.name}: {len(checkpoints)} checkpoints are too few; give more --seconds"
         )
     pauses = [checkpoint.pause_ms for checkpoint in checkpoints]
     pause = median(pauses)
-    span = checkpoints[-1].at - checkpoints[0].at
     own = median(own_ms)
     values = {
         "pause": pause,
@@ -143,7 +143,7 @@ def to_samples(
         **{part: median(getattr(each, f"{part}_ms") for each in checkpoints) for part in PARTS},
         "own": own,
         "dirty": median(checkpoint.dirty_pages for checkpoint in checkpoints),
-        "rate": (len(checkpoints) - 1) / span,
+        "rate": 1 / median(later.at - sooner.at for sooner, later in pairwise(checkpoints)),
         "commit": median(each.commit_ms for each in checkpoints if each.commit_ms is not None),
         "wire": sum(each.wire_bytes for each in checkpoints) / sum(each.raw_bytes for each in checkpoints),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 
 import numpy as np
 import structlog
@@ -113,20 +114,17 @@ class QemuGuest:
         assert not self._running, "a capture needs a paused guest"
         began = time.perf_counter()
         save, self._saving = self._saving or self._begin_save(), None
-        assert self._placement is not None
-        with self._placement.apart():
-            return await self._capture_beside(save, began)
-
-    async def _capture_beside(self, save: Command, began: float) -> Capture:
         if self.page_count > self._attached().tracker.inline_pages_max:
             indices = await self.dirty_pages()
         else:
-            indices = self._scan()
+            with self._apart():
+                indices = self._scan()
         scanned = time.perf_counter()
         if len(indices) > _INLINE_PAGES_MAX:
             pages = await trio.to_thread.run_sync(self._copy, indices)
         else:
-            pages = self._copy(indices)
+            with self._apart():
+                pages = self._copy(indices)
         copied = time.perf_counter()
         await self._answered(save)
         saved = time.perf_counter()
@@ -138,6 +136,11 @@ class QemuGuest:
             copy_ms=(copied - scanned) * 1e3,
             devices_ms=(saved - began) * 1e3,
         )
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Nothing within it may await: threads that were started meanwhile would keep to our processor."""
+        assert self._placement is not None, "attach comes first"
+        return self._placement.apart()
 
     def _copy(self, indices: Indices) -> Pages:
         number = self._next_staging
