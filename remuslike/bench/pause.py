@@ -33,6 +33,9 @@ from remuslike.demo.runner import TOOLS
 PARTS = ("stop", "seal", "scan", "copy", "devices", "resume", "gap")
 """Of a pause: devices go beside scan and copy; `gap` is what passes between the parts."""
 
+PAGES, EPOCH_MS = 500, 25.0
+"""For these there are limits."""
+
 SETTLE_S = 1.5
 OWN_PAUSES = 60
 _CHECKPOINTS_MIN = 20
@@ -79,8 +82,8 @@ class PauseOptions:
 
     seconds: int = 5
     repeat: int = 3
-    pages: int = 500
-    epoch_ms: float = 25
+    pages: int = PAGES
+    epoch_ms: float = EPOCH_MS
     subjects: tuple[Subject, ...] = DEFAULT_SUBJECTS
     json_path: Path | None = None
 
@@ -97,7 +100,7 @@ class PauseOptions:
 
 def measures(options: PauseOptions) -> list[Measure]:
     """What is measured; limits are set where the options are those they were set for."""
-    usual = (options.pages, options.epoch_ms) == (PauseOptions.pages, PauseOptions.epoch_ms)
+    usual = (options.pages, options.epoch_ms) == (PAGES, EPOCH_MS)
     limits = {Q35.name: 4.5, MICROVM.name: 3.3} if usual else {}
     found = [
         Measure(

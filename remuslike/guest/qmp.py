@@ -85,7 +85,7 @@ class Qmp:
     async def run(self) -> None:
         """Read until the monitor closes; then every `execute` fails with GuestError."""
         try:
-            while True:
+            while self._socket.fileno() >= 0:
                 self._dispatch_received()
                 await trio.lowlevel.wait_readable(self._socket)
                 # Whoever waits at once may have taken what there was.

@@ -34,6 +34,7 @@ class Client:
             nursery.start_soon(self.monitor.greet)
             await self.qmp.negotiate()
             nursery.start_soon(self.qmp.run)
+            await wait_all_tasks_blocked()
             yield self.monitor
             nursery.cancel_scope.cancel()
 
