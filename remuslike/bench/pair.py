@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
@@ -53,10 +53,12 @@ class ProtectedGuest:
         with trio.move_on_after(_BOOT_LIMIT_S):
             while True:
                 stream = await self._reach_agent()
-                async with stream:
-                    await stream.send_all(line)
-                    if _STARTED.encode() in await stream.receive_some():
-                        return
+                with suppress(trio.BrokenResourceError):  # it is still booting
+                    async with stream:
+                        await stream.send_all(line)
+                        if _STARTED.encode() in await stream.receive_some():
+                            return
+                await trio.sleep(_POLL_S)
         raise MeasurementError(f"the guest's agent didn't answer within {_BOOT_LIMIT_S:g} s")
 
     async def _reach_agent(self) -> trio.SocketStream:
