@@ -55,5 +55,54 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
     run_net_bench(NetOptions(parts=parts or PARTS, **options), Console())
 
 
+@bench.command()
+@click.option(
+    "--seconds",
+    type=click.IntRange(2, 600),
+    default=5,
+    show_default=True,
+    help="Of checkpoints for one sample.",
+)
+@click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds.")
+@click.option(
+    "--pages",
+    type=click.IntRange(1, 100_000),
+    default=500,
+    show_default=True,
+    help="That the guest writes again and again.",
+)
+@click.option(
+    "--epoch-ms",
+    type=click.FloatRange(1, 10_000),
+    default=25,
+    show_default=True,
+    help="Between two checkpoints.",
+)
+@click.option(
+    "--guest",
+    "guests",
+    multiple=True,
+    metavar="MACHINE:MIB",
+    help="Measure this guest; may be repeated.  [default: q35:256 microvm:256 q35:4096]",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all samples, the figures and the machine's description here.",
+)
+def pause(*, guests: tuple[str, ...], **options: Any) -> None:
+    """Measure how long a checkpoint stops a guest, part by part, beside QEMU's own stop, save and continue.
+
+    Real guests under real daemons; each round starts all of them anew, in turns.
+    """
+    from rich.console import Console
+
+    from remuslike.bench.pause import DEFAULT_SUBJECTS, PauseOptions, parse_subject, run_pause_bench
+
+    subjects = tuple(map(parse_subject, guests)) or DEFAULT_SUBJECTS
+    run_pause_bench(PauseOptions(subjects=subjects, **options), Console())
+
+
 bench.add_command(report)
 bench.add_command(compare)

@@ -181,20 +181,33 @@ class Protector:
 
     async def _work_guest(self) -> None:
         async for effect in self._guest_out:
-            try:
-                async with self._guest_lock:
-                    match effect:
-                        case do.Checkpoint():
-                            await self._checkpoint(effect.epoch, base=effect.base)
-                        case do.PauseGuest():
-                            self._outputs.prepare()
-                            await self._guest.pause()
-                        case do.ResumeGuest():
-                            await self._resume()
-            except* GuestError as group:
-                self.guest_ended(GuestEnd.DIED, first_message(group))
-            except* (DiskbufError, NetbufError) as group:
-                self._output_failed(first_message(group))
+            async with self._guest_lock:
+                following: PrimaryEffect | None = effect
+                while following is not None:
+                    await self._carry_out(following)
+                    following = self._next_effect()
+
+    def _next_effect(self) -> PrimaryEffect | None:
+        """What is to be done already: a resume right after its checkpoint, before any other task runs."""
+        try:
+            return self._guest_out.receive_nowait()
+        except trio.WouldBlock:
+            return None
+
+    async def _carry_out(self, effect: PrimaryEffect) -> None:
+        try:
+            match effect:
+                case do.Checkpoint():
+                    await self._checkpoint(effect.epoch, base=effect.base)
+                case do.PauseGuest():
+                    self._outputs.prepare()
+                    await self._guest.pause()
+                case do.ResumeGuest():
+                    await self._resume()
+        except* GuestError as group:
+            self.guest_ended(GuestEnd.DIED, first_message(group))
+        except* (DiskbufError, NetbufError) as group:
+            self._output_failed(first_message(group))
 
     async def _checkpoint(self, epoch: int, *, base: bool) -> None:
         sample = self._samples.begin(epoch)
@@ -202,16 +215,18 @@ class Protector:
         self._outputs.prepare()
         began = time.perf_counter()
         self._pause_began = began
-        await self._guest.pause()
+        await self._guest.pause(capture_follows=True)
         sample.stop_ms = (time.perf_counter() - began) * 1e3
         self._hook("checkpoint.paused", epoch)
         if self._destroyed:
             return
+        sealing = time.perf_counter()
         frames = self._outputs.open_frames
         if not base:
             self._outputs.seal(epoch)
         elif not self._core.holding:
             self._outputs.hold(epoch + 1)
+        sample.seal_ms = (time.perf_counter() - sealing) * 1e3
         self._hook("checkpoint.sealed", epoch)
         capture = await self._guest.capture()
         sample.note_capture(capture, time.monotonic())
@@ -235,8 +250,7 @@ class Protector:
         ended = time.perf_counter()
         sample, self._checkpointed = self._checkpointed, None
         if sample is not None:
-            sample.resume_ms = (ended - began) * 1e3
-            sample.pause_ms = (ended - self._pause_began) * 1e3
+            sample.note_pause((ended - began) * 1e3, (ended - self._pause_began) * 1e3)
             self._hook("checkpoint.resumed", sample.epoch)
 
     # --- the output worker ----------------------------------------------------------------------
@@ -290,13 +304,20 @@ class Protector:
                 raise RequestError(f"command {other!r}: known are statistics, samples, measure-pause")
 
     async def _measure_pauses(self, count: int) -> dict[str, Any]:
-        """QEMU's own part of a pause, with no capture: what ours is compared with."""
-        pauses = []
-        for _ in range(count):
+        """QEMU's own part of a pause, with no capture: what ours is compared with.
+
+        Between two checkpoints it changes nothing: what the guest had sent by then belongs to the epoch that
+        goes on afterwards.
+        """
+        pauses: list[float] = []
+        while len(pauses) < count:
             async with self._guest_lock:
-                if self._core.paused or self._core.holding or self._core.checkpoint is not None:
-                    raise RequestError("command 'measure-pause': only while the guest runs unprotected")
-                pauses.append(await self._guest.measure_pause())
+                if self._core.paused:
+                    raise RequestError("command 'measure-pause': only while the guest runs")
+                # Whoever has stopped it resumes it, and not before its time.
+                if self._guest.running:
+                    self._outputs.prepare()
+                    pauses.append(await self._guest.measure_pause())
             await trio.sleep(self._settings.epoch.epoch_ms / 1e3)
         return {"pause_ms": pauses}
 

@@ -19,17 +19,23 @@ _SAMPLES_PER_ANSWER = 512
 class Sample:
     """One epoch's cost. `at`: time.monotonic() seconds of the capture's end; `commit_ms`: from there to the
     acknowledgement, None while it is outstanding. `raw_bytes`: its dirty pages; `wire_bytes`: what they
-    were on the wire."""
+    were on the wire.
+
+    The pause is stop, seal, devices or scan and copy (side by side: the longer of the two), resume, and
+    `gap_ms`, which is what passed between these.
+    """
 
     epoch: int
     at: float = 0.0
     dirty_pages: int = 0
     pause_ms: float = 0.0
     stop_ms: float = 0.0
+    seal_ms: float = 0.0
     scan_ms: float = 0.0
     copy_ms: float = 0.0
     devices_ms: float = 0.0
     resume_ms: float = 0.0
+    gap_ms: float = 0.0
     raw_bytes: int = 0
     wire_bytes: int = 0
     encode_ms: float = 0.0
@@ -41,6 +47,12 @@ class Sample:
         self.devices_ms = capture.devices_ms
         self.dirty_pages = len(capture.indices)
         self.raw_bytes = capture.pages.nbytes
+
+    def note_pause(self, resume_ms: float, pause_ms: float) -> None:
+        """It runs again, after `pause_ms` in all."""
+        self.resume_ms, self.pause_ms = resume_ms, pause_ms
+        beside = max(self.devices_ms, self.scan_ms + self.copy_ms)
+        self.gap_ms = pause_ms - self.stop_ms - self.seal_ms - beside - resume_ms
 
 
 class Samples:

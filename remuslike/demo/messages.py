@@ -80,10 +80,12 @@ class Sample(Message):
     dirty_pages: int
     pause_ms: float
     stop_ms: float
+    seal_ms: float
     scan_ms: float
     copy_ms: float
     devices_ms: float
     resume_ms: float
+    gap_ms: float
     raw_bytes: int
     wire_bytes: int
     commit_ms: float | None = None

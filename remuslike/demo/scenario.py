@@ -10,20 +10,20 @@ from time import monotonic
 
 import trio
 
-from remuslike.config import parse_settings
 from remuslike.demo.control import ask
+from remuslike.demo.daemons import start_daemon
 from remuslike.demo.errors import DaemonError, DemoError, GuestLostError, LoadError
 from remuslike.demo.load import LoadClient, client_program, load_history
 from remuslike.demo.messages import Pauses, Takeover
 from remuslike.demo.observer import Daemon, Observer
 from remuslike.demo.options import DemoOptions
-from remuslike.demo.plan import GUEST_ADDRESS, Directories, GuestFiles, Role, configuration, kill_after_s
-from remuslike.demo.processes import Process, Program, Victims
+from remuslike.demo.plan import GUEST_ADDRESS, Directories, GuestFiles, Role, kill_after_s
+from remuslike.demo.processes import Process, Victims
 from remuslike.demo.report import Observation, Result, conclude
 from remuslike.demo.survivor import examine
 from remuslike.demo.topology import NAMESPACE_DIRECTORY, Topology, topology
 from remuslike.demo.view import REDRAW_S, Gauges, View
-from remuslike.image import AGENT_PORT, SERVICE_PORT, make_data_disk
+from remuslike.image import AGENT_PORT, SERVICE_PORT
 
 # Far above what the slowest machine with emulation needs; they only bound a hang.
 READY_LIMIT_S = 30
@@ -85,16 +85,10 @@ class Scenario:
             return await self._conclude(client, load_started_at, killed, baseline)
 
     def _start_daemon(self, role: Role, network: Topology, processes: ExitStack) -> Daemon:
-        files = self.directories
-        text = configuration(role, self.options, self.guest, files)
-        settings = parse_settings(text, f"the demo's configuration of the {role}")
-        files.daemon(role).mkdir()
-        files.run_directory(role).mkdir()
-        files.configuration(role).write_text(text, "utf-8")
-        make_data_disk(files.data_disk(role), self.options.data_disk_mib, seed=str(self.seed))
-        arguments = (*self.options.daemon, role, "--config", str(files.configuration(role)))
-        program = Program(f"the {role}", network.namespaces.hosts[role], arguments, files.log(role))
-        return Daemon(processes.enter_context(Process(program)), settings.control_path)
+        namespace = network.namespaces.hosts[role]
+        daemon = start_daemon(role, namespace, self.options, self.seed, self.guest, self.directories)
+        processes.enter_context(daemon.process)
+        return daemon
 
     async def _protect(self, network: Topology, processes: ExitStack) -> None:
         """Starts both daemons, and returns when the guest is protected."""

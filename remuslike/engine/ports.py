@@ -92,8 +92,10 @@ class RunningGuest(Protocol):
 
     page_count: int
 
-    async def pause(self) -> None:
-        """Stop its processors. On return it emits nothing until `resume`. Idempotent."""
+    async def pause(self, *, capture_follows: bool = False) -> None:
+        """Stop its processors. On return it emits nothing until `resume`. Idempotent.
+
+        `capture_follows`: `capture` comes next, and its work may begin."""
 
     async def resume(self) -> None:
         """Let it run. Idempotent."""

@@ -57,7 +57,7 @@ class QemuProcess:
         self,
         process: subprocess.Popen[bytes],
         definition: GuestSettings,
-        monitor: trio.SocketStream,
+        monitor: socket.socket,
         memory: GuestMemory,
         device_state: DeviceState,
         log_path: Path,
@@ -138,6 +138,7 @@ class QemuProcess:
             await self._wait()
 
     def close(self) -> None:
+        self.qmp.close()
         os.close(self._ended)
         self.memory.close()
         self.device_state.close()
@@ -189,5 +190,4 @@ def start_qemu(
         raise GuestError(f"{guest.qemu!r} can't be started: {error}") from error
     finally:
         theirs.close()
-    monitor = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    return QemuProcess(process, guest, monitor, memory, device_state, log_path, on_end)
+    return QemuProcess(process, guest, ours, memory, device_state, log_path, on_end)

@@ -1,7 +1,15 @@
-"""A QMP client over a connected socket: one command at a time, events to a callback."""
+"""A QMP client over a connected socket: commands one behind the other, events to a callback.
+
+The socket belongs to the event loop, but whoever is in a hurry may wait for an answer without it
+(`wait_at_once`): a guest stands still meanwhile, and two changes of task a command would make its pause a
+tenth longer.
+"""
 
 from __future__ import annotations
 
+import select
+import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,24 +31,37 @@ from remuslike.guest.qmp_wire import (
 # QEMU answers in milliseconds, and drains its disks within `stop`: one that takes this long is as good as
 # dead, and its guest stands still meanwhile.
 _ANSWER_LIMIT_S = 10.0
+# Nobody has more commands under way than a checkpoint's stop and save, and one beside it (P6).
+_COMMANDS_MAX = 8
+_RECEIVE_BYTES = 65536
+
+
+class Command:
+    """One that was sent; its answer will come."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.answer: Reply | Failure | None = None
+        self.answered = trio.Event()
 
 
 class Qmp:
     """The monitor of one QEMU process.
 
     `negotiate` first, then `run` in a nursery for as long as the guest lives; `execute` from any
-    task. Commands are answered in order, so one lock pairs them with their replies.
+    task. QEMU executes commands one by one and answers in order, which pairs them with their answers.
     """
 
-    def __init__(self, stream: trio.SocketStream, on_event: Callable[[Event], None]) -> None:
-        self._stream = stream
+    def __init__(self, monitor: socket.socket, on_event: Callable[[Event], None]) -> None:
+        monitor.setblocking(False)
+        self._socket = monitor
         self._on_event = on_event
         self._lines = LineReader()
         self._received: deque[bytes] = deque()  # lines not yet looked at
-        self._lock = trio.Lock()
-        self._waiting: tuple[str, trio.Event] | None = None
-        self._answer: Reply | Failure | None = None
+        self._under_way: deque[Command] = deque()
         self._broken: str | None = None
+        self._readable = select.poll()
+        self._readable.register(monitor, select.POLLIN)
 
     async def negotiate(self, timeout_s: float = 30) -> Greeting:
         """Wait for QEMU to be set up, and enter command mode. GuestError if it doesn't come up."""
@@ -48,7 +69,7 @@ class Qmp:
             greeting = await self._next_message()
             if not isinstance(greeting, Greeting):
                 raise GuestError(f"QEMU's monitor began with {greeting}, expected a greeting")
-            await self._stream.send_all(encode_command("qmp_capabilities", {}))
+            self._send(encode_command("qmp_capabilities", {}))
             answer = await self._next_message()
             if not isinstance(answer, Reply):
                 raise GuestError(f"QEMU refused qmp_capabilities: {answer}")
@@ -57,68 +78,112 @@ class Qmp:
 
     async def _next_message(self) -> Message:
         while not self._received:
-            self._received.extend(self._lines.receive(await self._receive_some()))
+            await trio.lowlevel.wait_readable(self._socket)
+            self._receive()
         return parse_message(self._received.popleft())
-
-    async def _receive_some(self) -> bytes:
-        try:
-            data = await self._stream.receive_some(65536)
-        except trio.BrokenResourceError as error:
-            raise GuestError("QEMU's monitor broke off") from error
-        if not data:
-            raise GuestError("QEMU closed its monitor: it ended; its log says why")
-        return bytes(data)
 
     async def run(self) -> None:
         """Read until the monitor closes; then every `execute` fails with GuestError."""
         try:
-            while True:
-                self._dispatch(await self._next_message())
+            while self._socket.fileno() >= 0:
+                self._dispatch_received()
+                await trio.lowlevel.wait_readable(self._socket)
+                # Whoever waits at once may have taken what there was.
+                self._receive()
         except GuestError as error:
-            self._broken = str(error)
+            self._break(str(error))
+        except trio.ClosedResourceError:
+            pass  # `close`
         finally:
-            self._broken = self._broken or "the monitor was closed"
-            if self._waiting:
-                self._waiting[1].set()
+            self._break("the monitor was closed")
+
+    def _break(self, reason: str) -> None:
+        """No command is answered any more; the first reason counts."""
+        self._broken = self._broken or reason
+        while self._under_way:
+            self._under_way.popleft().answered.set()
+
+    def _receive(self) -> None:
+        """Take what has come. No other task runs between that and its being dispatched."""
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise GuestError("QEMU's monitor broke off") from error
+        if not data:
+            raise GuestError("QEMU closed its monitor: it ended; its log says why")
+        self._received.extend(self._lines.receive(data))
+
+    def _dispatch_received(self) -> None:
+        while self._received:
+            self._dispatch(parse_message(self._received.popleft()))
 
     def _dispatch(self, message: Message) -> None:
         if isinstance(message, Event):
             self._on_event(message)
-        elif self._waiting is None or isinstance(message, Greeting):
+        elif not self._under_way or isinstance(message, Greeting):
             raise GuestError(f"QEMU's monitor sent {message}, which answers nothing")
         else:
-            self._answer = message
-            self._waiting[1].set()
+            command = self._under_way.popleft()
+            command.answer = message
+            command.answered.set()
 
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        """The value that QEMU returns; GuestError with QEMU's words if it fails or dies."""
-        async with self._lock:
-            if self._broken:
-                raise GuestError(f"{command}: {self._broken}")
-            answered = trio.Event()
-            self._waiting = (command, answered)
+    def send(self, name: str, **arguments: Any) -> Command:
+        """Have QEMU execute a command after those before it; `wait` for its answer. Raises GuestError."""
+        if self._broken:
+            raise GuestError(f"{name}: {self._broken}")
+        assert len(self._under_way) < _COMMANDS_MAX, f"{name} behind {len(self._under_way)} others"
+        self._send(encode_command(name, arguments))
+        command = Command(name)
+        self._under_way.append(command)
+        return command
+
+    def _send(self, line: bytes) -> None:
+        """A socket has room for hundreds of commands, and QEMU reads."""
+        try:
+            sent = self._socket.send(line)
+        except OSError as error:
+            self._break("QEMU's monitor broke off")
+            raise GuestError(f"{line.decode().strip()}: QEMU's monitor broke off") from error
+        if sent != len(line):
+            self._break("QEMU doesn't read its monitor")
+
+    def wait_at_once(self, command: Command, limit_s: float) -> None:
+        """Wait for its answer with the event loop standing still, for `limit_s` at most."""
+        until = time.monotonic() + limit_s
+        while not command.answered.is_set():
+            remaining_s = until - time.monotonic()
+            if remaining_s <= 0 or not self._readable.poll(remaining_s * 1e3):
+                return
             try:
-                with trio.move_on_after(_ANSWER_LIMIT_S) as limit:
-                    await self._stream.send_all(encode_command(command, arguments))
-                    await answered.wait()
-                if limit.cancelled_caught:
-                    self._broken = f"QEMU did not answer {command} within {_ANSWER_LIMIT_S:.0f} s"
-            except trio.BrokenResourceError as error:
-                raise GuestError(f"{command}: QEMU's monitor broke off") from error
-            except trio.Cancelled:
-                # Its reply may still come and would be taken for the next command's.
-                self._broken = self._broken or f"{command} was given up half-way"
-                raise
-            finally:
-                self._waiting = None
-            answer, self._answer = self._answer, None
-        match answer:
-            case Reply():
-                return answer.value
-            case Failure():
-                raise GuestError(f"{command}: QEMU says: {answer.description}")
-            case None:
-                raise GuestError(f"{command}: {self._broken}")
+                self._receive()
+                self._dispatch_received()
+            except GuestError as error:
+                self._break(str(error))
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+    async def wait(self, command: Command) -> Any:
+        """The value that QEMU returns; GuestError with QEMU's words if it fails or dies."""
+        if not command.answered.is_set():
+            with trio.move_on_after(_ANSWER_LIMIT_S) as limit:
+                await command.answered.wait()
+            if limit.cancelled_caught:
+                self._break(f"QEMU did not answer {command.name} within {_ANSWER_LIMIT_S:.0f} s")
+        match command.answer:
+            case Reply():
+                return command.answer.value
+            case Failure():
+                raise GuestError(f"{command.name}: QEMU says: {command.answer.description}")
+            case None:
+                raise GuestError(f"{command.name}: {self._broken}")
+
+    async def execute(self, name: str, **arguments: Any) -> Any:
+        """`send` and `wait`."""
+        return await self.wait(self.send(name, **arguments))
+
+    def close(self) -> None:
+        """From now on every command fails. Idempotent."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            self._break("the monitor was closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 
 import numpy as np
 import structlog
@@ -10,7 +11,9 @@ import trio
 
 from remuslike.engine.ports import PAGE_BYTES, Capture, Indices, Pages
 from remuslike.guest.command import DEVICE_STATE_SET
+from remuslike.guest.placement import Placement
 from remuslike.guest.process import QemuProcess
+from remuslike.guest.qmp import Command
 from remuslike.guest.tracker import Tracking, open_tracker
 
 log = structlog.get_logger()
@@ -19,6 +22,9 @@ log = structlog.get_logger()
 _STAGING_PAGES = 4096
 # Up to this many pages are copied here, in some 4 ms; more in a thread, or heartbeats would wait.
 _INLINE_PAGES_MAX = 4096
+# So long the event loop stands still for an answer of QEMU's in a pause, as it does for scan and copy: half
+# of what would make a heartbeat late. A QEMU that takes longer is waited for as anything else is.
+_AT_ONCE_S = 0.01
 
 
 class QemuGuest:
@@ -33,21 +39,36 @@ class QemuGuest:
         self._everything_dirty = False
         self._staging = [np.zeros((0, PAGE_BYTES), np.uint8) for _ in range(captures_in_use + 1)]
         self._next_staging = 0
+        self._saving: Command | None = None
+        self._placement: Placement | None = None
         self.page_count = self._memory.page_count
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    async def pause(self) -> None:
+    @property
+    def running(self) -> bool:
+        """Whether it has been started, or resumed, and not paused since."""
+        return self._running
+
+    async def pause(self, *, capture_follows: bool = False) -> None:
+        """As `RunningGuest.pause`; QEMU goes on to save its devices while we hear that it has stopped."""
         if self._running:
-            await self._process.qmp.execute("stop")
+            stop = self._process.qmp.send("stop")
+            if capture_follows:
+                self._saving = self._begin_save()
+            await self._answered(stop)
             self._running = False
 
     async def resume(self) -> None:
         if not self._running:
-            await self._process.qmp.execute("cont")
+            await self._answered(self._process.qmp.send("cont"))
             self._running = True
+
+    async def _answered(self, command: Command) -> None:
+        self._process.qmp.wait_at_once(command, _AT_ONCE_S)
+        await self._process.qmp.wait(command)
 
     def adopt_running(self) -> None:
         """It was started by somebody else (a standby's activation)."""
@@ -59,6 +80,7 @@ class QemuGuest:
         tracking = await trio.to_thread.run_sync(open_tracker, definition, self.pid, memory)
         log.info("tracker.chosen", tracker=tracking.name, reason=tracking.reason)
         self._tracking = tracking
+        self._placement = Placement(self.pid)
 
     @property
     def tracker(self) -> str | None:
@@ -90,30 +112,35 @@ class QemuGuest:
         """QEMU saves its devices while we scan and copy; the guest is paused, so neither sees the
         other's work."""
         assert not self._running, "a capture needs a paused guest"
-        async with trio.open_nursery() as nursery:
-            saved: list[float] = []
-            nursery.start_soon(self._save_devices, saved)
-            # Let the command leave before this thread is busy.
-            await trio.lowlevel.checkpoint()
-            began = time.perf_counter()
-            if self.page_count > self._attached().tracker.inline_pages_max:
-                indices = await self.dirty_pages()
-            else:
+        began = time.perf_counter()
+        save, self._saving = self._saving or self._begin_save(), None
+        if self.page_count > self._attached().tracker.inline_pages_max:
+            indices = await self.dirty_pages()
+        else:
+            with self._apart():
                 indices = self._scan()
-            scanned = time.perf_counter()
-            if len(indices) > _INLINE_PAGES_MAX:
-                pages = await trio.to_thread.run_sync(self._copy, indices)
-            else:
+        scanned = time.perf_counter()
+        if len(indices) > _INLINE_PAGES_MAX:
+            pages = await trio.to_thread.run_sync(self._copy, indices)
+        else:
+            with self._apart():
                 pages = self._copy(indices)
-            copied = time.perf_counter()
+        copied = time.perf_counter()
+        await self._answered(save)
+        saved = time.perf_counter()
         return Capture(
             indices=indices,
             pages=pages,
             devices=self._process.device_state.read(),
             scan_ms=(scanned - began) * 1e3,
             copy_ms=(copied - scanned) * 1e3,
-            devices_ms=saved[0],
+            devices_ms=(saved - began) * 1e3,
         )
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Nothing within it may await: threads that were started meanwhile would keep to our processor."""
+        assert self._placement is not None, "attach comes first"
+        return self._placement.apart()
 
     def _copy(self, indices: Indices) -> Pages:
         number = self._next_staging
@@ -126,20 +153,19 @@ class QemuGuest:
         np.take(self._memory.pages, indices, axis=0, out=pages, mode="clip")
         return pages
 
-    async def _save_devices(self, elapsed_ms: list[float]) -> None:
-        began = time.perf_counter()
+    def _begin_save(self) -> Command:
         self._process.device_state.clear()
-        await self._process.qmp.execute(
+        return self._process.qmp.send(
             "xen-save-devices-state", filename=f"/dev/fdset/{DEVICE_STATE_SET}", live=False
         )
-        elapsed_ms.append((time.perf_counter() - began) * 1e3)
 
     async def measure_pause(self) -> float:
         """QEMU's own part of a pause, in ms: stop, save devices, continue, and no capture at all."""
         began = time.perf_counter()
-        await self.pause()
+        await self.pause(capture_follows=True)
         try:
-            await self._save_devices([])
+            save, self._saving = self._saving or self._begin_save(), None
+            await self._answered(save)
         finally:
             await self.resume()
         return (time.perf_counter() - began) * 1e3
@@ -153,3 +179,6 @@ class QemuGuest:
         if self._tracking is not None:
             self._tracking.tracker.close()
             self._tracking = None
+        if self._placement is not None:
+            self._placement.close()
+            self._placement = None

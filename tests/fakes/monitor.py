@@ -11,15 +11,11 @@ import trio
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"}}}
 
 
-def connected() -> tuple[trio.SocketStream, FakeMonitor]:
-    """A client's stream and the monitor at its other end."""
+def connected() -> tuple[socket.socket, FakeMonitor]:
+    """A client's socket and the monitor at its other end."""
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
     theirs.setblocking(False)
-    return (
-        trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
-        FakeMonitor(trio.SocketStream(trio.socket.from_stdlib_socket(theirs))),
-    )
+    return ours, FakeMonitor(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
 
 
 class FakeMonitor:

@@ -71,5 +71,4 @@ async def running_fake_qemu(
             nursery.cancel_scope.cancel()
     finally:
         await started.process.destroy()
-        await started.process.qmp.aclose()
         started.process.close()

@@ -76,7 +76,6 @@ async def test_qemu_is_not_started_where_it_could_not_be_tracked(tmp_path: Path,
         if standby:
             process = start()
             await process.destroy()
-            await process.qmp.aclose()
             process.close()
         else:
             with pytest.raises(MissingToolError, match=r"guest\.tracker = 'pagemap-scan'"):

@@ -21,6 +21,7 @@ PRIMARY = {"role": "primary", "phase": "protected", "protected": True, "checkpoi
 SECONDARY = {"role": "secondary", "phase": "standby", "acknowledged": 3, "applied": 3}
 SAMPLE = {
     **{"at": 1.0, "dirty_pages": 5, "pause_ms": 4.0, "stop_ms": 1.0, "scan_ms": 1.0, "copy_ms": 1.0},
+    **{"seal_ms": 0.1, "gap_ms": 0.1},
     **{"devices_ms": 1.0, "resume_ms": 1.0, "raw_bytes": 20480, "wire_bytes": 200, "commit_ms": 7.0},
 }
 

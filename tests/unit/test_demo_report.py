@@ -34,6 +34,7 @@ def sample(epoch: int, **changes: Any) -> Sample:
     figures: dict[str, Any] = {
         **{"epoch": epoch, "at": 100 + epoch * 0.025, "dirty_pages": 500, "pause_ms": 4.0 + epoch % 3},
         **{"stop_ms": 1.0, "scan_ms": 0.5, "copy_ms": 0.7, "devices_ms": 1.8, "resume_ms": 0.5},
+        **{"seal_ms": 0.1, "gap_ms": 0.1},
         **{"raw_bytes": 500 * 4096, "wire_bytes": 40_960, "commit_ms": 8.0},
     }
     return Sample(**(figures | changes))

@@ -101,7 +101,6 @@ async def test_a_qemu_that_ends_at_once_is_told_in_its_own_words(tmp_path: Path)
     with pytest.raises(GuestError, match="QEMU's last words: qemu: this machine doesn't start"):
         await started.process.run()
     assert is_gone(started.process.pid)
-    await started.process.qmp.aclose()
     started.process.close()
 
 
@@ -110,7 +109,6 @@ async def test_a_qemu_that_says_nothing_is_ended(tmp_path: Path, autojump_clock:
     with pytest.raises(GuestError, match="did not answer within 30 s; QEMU's last words: "):
         await started.process.run()
     assert is_gone(started.process.pid)
-    await started.process.qmp.aclose()
     started.process.close()
 
 

@@ -19,12 +19,12 @@ class Client:
     """A Qmp with the events it has told of, and the monitor at the other end."""
 
     def __init__(self) -> None:
-        stream, self.monitor = connected()
+        socket, self.monitor = connected()
         self.events: list[Event] = []
-        self.qmp = Qmp(stream, self.events.append)
+        self.qmp = Qmp(socket, self.events.append)
 
     async def close(self) -> None:
-        await self.qmp.aclose()
+        self.qmp.close()
         await self.monitor.hang_up()
 
     @asynccontextmanager
@@ -34,6 +34,7 @@ class Client:
             nursery.start_soon(self.monitor.greet)
             await self.qmp.negotiate()
             nursery.start_soon(self.qmp.run)
+            await wait_all_tasks_blocked()
             yield self.monitor
             nursery.cancel_scope.cancel()
 
@@ -240,37 +241,86 @@ async def test_an_end_fails_the_command_under_way_and_all_later_ones(client: Cli
                 await client.qmp.execute(command)
 
 
-async def test_a_command_given_up_half_way_breaks_the_monitor(
-    client: Client, autojump_clock: MockClock
-) -> None:
-    """Its answer may still come, and would be taken for the next command's."""
-    async with client.running() as monitor:
-        with trio.move_on_after(1) as scope:
-            await client.qmp.execute("stop")
-        assert scope.cancelled_caught
-        await monitor.say({"return": "stale"})
-        with pytest.raises(GuestError, match="cont: "):
-            await client.qmp.execute("cont")
-
-
-async def test_a_command_given_up_while_it_waits_for_its_turn_breaks_nothing(
+async def test_a_command_given_up_leaves_its_answer_to_nobody_else(
     client: Client, autojump_clock: MockClock
 ) -> None:
     async with client.running() as monitor, trio.open_nursery() as nursery:
+        with trio.move_on_after(1) as scope:
+            await client.qmp.execute("stop")
+        assert scope.cancelled_caught
         answers: list[object] = []
 
-        async def first() -> None:
-            answers.append(await client.qmp.execute("first"))
+        async def second() -> None:
+            answers.append(await client.qmp.execute("cont"))
 
-        nursery.start_soon(first)
+        nursery.start_soon(second)
+        assert await monitor.answer("stale") == {"execute": "stop"}
+        assert await monitor.answer("fresh") == {"execute": "cont"}
         await wait_all_tasks_blocked()
-        with trio.move_on_after(1):
-            await client.qmp.execute("second")
-        assert await monitor.answer(1) == {"execute": "first"}
+        assert answers == ["fresh"]
+
+
+async def test_a_qemu_that_hangs_is_given_up_with_all_that_it_was_told(
+    client: Client, autojump_clock: MockClock
+) -> None:
+    async with client.running():
+        stop, save = client.qmp.send("stop"), client.qmp.send("save")
+        with pytest.raises(GuestError, match=r"^stop: QEMU did not answer stop within 10 s$"):
+            await client.qmp.wait(stop)
+        for later in (client.qmp.wait(save), client.qmp.execute("cont")):
+            with pytest.raises(GuestError, match="did not answer stop within 10 s"):
+                await later
+
+
+async def test_a_monitor_that_was_closed_answers_nothing(client: Client) -> None:
+    async with client.running():
+        client.qmp.close()
         await wait_all_tasks_blocked()
-        nursery.start_soon(monitor.answer, 2)
-        assert await client.qmp.execute("third") == 2
-        assert answers == [1]
+        with pytest.raises(GuestError, match=r"^stop: the monitor was closed$"):
+            await client.qmp.execute("stop")
+
+
+# --- waiting at once ------------------------------------------------------------------------------
+
+
+async def test_answers_that_have_come_need_no_turn_of_the_loop(client: Client) -> None:
+    async with client.running() as monitor:
+        stop, save = client.qmp.send("stop"), client.qmp.send("save")
+        await monitor.say({"event": "STOP"}, {"return": 1}, {"return": 2})
+        for command in (stop, save):
+            client.qmp.wait_at_once(command, limit_s=0)
+            assert command.answered.is_set()
+        assert client.events == [Event("STOP", {})]
+        assert [await client.qmp.wait(command) for command in (stop, save)] == [1, 2]
+        for command in ({"execute": "stop"}, {"execute": "save"}):
+            assert await monitor.heard() == command
+        monitor_answers = client.qmp.send("cont")
+        await monitor.answer(3)
+        assert await client.qmp.wait(monitor_answers) == 3, "the reading task still reads"
+
+
+async def test_waiting_at_once_ends_at_its_limit(client: Client) -> None:
+    async with client.running() as monitor:
+        stop = client.qmp.send("stop")
+        client.qmp.wait_at_once(stop, limit_s=0)
+        assert not stop.answered.is_set()
+        await monitor.answer("late")
+        assert await client.qmp.wait(stop) == "late"
+
+
+@pytest.mark.parametrize("rubbish", [b"garbage\n", None], ids=["garbage", "hung up"])
+async def test_a_monitor_that_breaks_while_waited_for_at_once_fails_the_command(
+    client: Client, rubbish: bytes | None
+) -> None:
+    async with client.running() as monitor:
+        stop = client.qmp.send("stop")
+        if rubbish is None:
+            await monitor.hang_up()
+        else:
+            await monitor.say_bytes(rubbish)
+        client.qmp.wait_at_once(stop, limit_s=1)
+        with pytest.raises(GuestError, match=r"^stop: QEMU"):
+            await client.qmp.wait(stop)
 
 
 async def test_when_reading_is_cancelled_the_command_under_way_fails(client: Client) -> None:

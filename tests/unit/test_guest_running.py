@@ -149,6 +149,18 @@ class TestTracking:
             assert capture.devices == b"devices of a paused guest"
             assert min(capture.scan_ms, capture.copy_ms, capture.devices_ms) >= 0
 
+    async def test_a_pause_that_a_capture_follows_begins_it(self, tmp_path: Path) -> None:
+        async with guest_of(tmp_path) as guest:
+            await guest.attach()
+            for value in (1, 2):
+                await guest.resume()
+                await write(guest, 2, value)
+                await guest.pause(capture_follows=True)
+                assert not guest.running
+                capture = await guest.capture()
+                assert capture.devices == b"devices of a paused guest"
+                assert int(capture.pages[capture.indices.tolist().index(2), 0]) == value
+
     async def test_device_state_is_each_captures_own(self, tmp_path: Path) -> None:
         async with guest_of(tmp_path) as guest:
             await guest.attach()
