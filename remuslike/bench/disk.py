@@ -45,7 +45,7 @@ PARTS = ("nbd", "connections", "seal", "guest")
 
 NBDKIT, PLAIN, EPOCHS = "nbdkit", "diskbuf", "diskbuf, 25 ms epochs"
 ONE, TEN = "1 client", f"{CLIENTS} clients"
-RAW, BUFFERED, JOURNALLED = "QEMU's raw file", "diskbuf, 25 ms epochs", "... with a journal"
+RAW, BUFFERED, JOURNALLED = "QEMU's raw file", EPOCHS, f"{EPOCHS}, journal"
 
 NBD_JOBS = {
     "write_4k": Job("randwrite", 4 << 10, ("--randrepeat=1",)),
