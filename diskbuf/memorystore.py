@@ -101,7 +101,7 @@ class MemoryStore:
             self._allocated[first:last] = b"\1" * (last - first)
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
-        """See `ScatteringStore.write_scattered`."""
+        """See `Scattering.write_scattered`."""
         if self._read_only and extents:
             self._check_writable(extents[0].offset, extents[0].length)
         offsets = [extent.offset for extent in extents]

@@ -86,8 +86,8 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class ScatteringStore(Store, Protocol):
-    """A store that takes short pieces here and there so fast that asking for each would cost more."""
+class Scattering(Protocol):
+    """What a store can do besides, if short pieces here and there cost it less than being asked for each."""
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
         """Write extents of data, none longer than SCATTERED_BYTES_MAX."""
@@ -99,24 +99,23 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
     Asks `stopped` before each write, and returns False at once if it says so; True means that all is in the
     store. Raises `StoreError` at the first write that fails.
     """
-    if isinstance(store, ScatteringStore):
-        for first in range(0, len(extents), _SCATTERED_MAX):
-            some = extents[first : first + _SCATTERED_MAX]
-            short = [each for each in some if each.kind is Kind.DATA and each.length <= SCATTERED_BYTES_MAX]
-            if stopped():
+    if not isinstance(store, Scattering):
+        return _gather(store, extents, stopped)
+    for first in range(0, len(extents), _SCATTERED_MAX):
+        if stopped():
+            return False
+        some = extents[first : first + _SCATTERED_MAX]
+        short = [each for each in some if each.kind is Kind.DATA and each.length <= SCATTERED_BYTES_MAX]
+        store.write_scattered(short)
+        if len(short) < len(some):  # they don't overlap: which comes first makes no difference
+            rest = (each for each in some if each.kind is not Kind.DATA or each.length > SCATTERED_BYTES_MAX)
+            if not _gather(store, rest, stopped):
                 return False
-            store.write_scattered(short)
-            if len(short) < len(some):
-                rest = [
-                    each for each in some if each.kind is not Kind.DATA or each.length > SCATTERED_BYTES_MAX
-                ]
-                if not _gather(store, rest, stopped):
-                    return False
-        return True
-    return _gather(store, extents, stopped)
+    return True
 
 
 def _gather(store: Store, extents: Iterable[Extent], stopped: Callable[[], bool]) -> bool:
+    """Write neighbours together."""
     pieces: list[Bytes] = []
     start = end = gathered_max = 0
     for offset, length, kind, data in extents:
