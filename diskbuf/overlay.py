@@ -95,10 +95,10 @@ class Overlay:
 
     @property
     def pressure(self) -> Pressure:
-        held_bytes = self.held_bytes
-        if held_bytes >= self.limit_bytes:
-            return Pressure.FULL
-        return Pressure.SOON if held_bytes * 2 >= self.limit_bytes else Pressure.NONE
+        held_bytes = self._sealed_bytes + self._open.held_bytes
+        if held_bytes * 2 < self.limit_bytes:
+            return Pressure.NONE
+        return Pressure.FULL if held_bytes >= self.limit_bytes else Pressure.SOON
 
     @property
     def open_map(self) -> ExtentMap:
