@@ -54,7 +54,8 @@ class DiskBuffer:
 
     `limit_bytes` bounds what is held: at it, writes wait. It is exceeded by at most one request, and by what
     `prepare` admits, which is what the clients have in flight. As much memory again may be kept for the
-    payloads to come. `depth` bounds the sealed, unreleased epochs.
+    payloads to come, and for overwritten ones beside what is held. `depth` bounds the sealed, unreleased
+    epochs.
 
     With a `journal` an epoch gets into the store wholly or not at all, whatever crashes. With `sync_releases`
     an epoch counts as released only when it is on stable storage. `on_step` hears how far a release is.

@@ -95,10 +95,10 @@ class Overlay:
 
     @property
     def pressure(self) -> Pressure:
-        held_bytes = self.held_bytes
-        if held_bytes >= self.limit_bytes:
-            return Pressure.FULL
-        return Pressure.SOON if held_bytes * 2 >= self.limit_bytes else Pressure.NONE
+        held_bytes = self._sealed_bytes + self._open.held_bytes
+        if held_bytes * 2 < self.limit_bytes:
+            return Pressure.NONE
+        return Pressure.FULL if held_bytes >= self.limit_bytes else Pressure.SOON
 
     @property
     def open_map(self) -> ExtentMap:
@@ -112,7 +112,9 @@ class Overlay:
     def put(self, extent: Extent) -> None:
         """Add a change to the open epoch."""
         self._open.put(extent)
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        held_bytes = self._sealed_bytes + self._open.held_bytes
+        if held_bytes > self.peak_bytes:
+            self.peak_bytes = held_bytes
 
     def seal(self) -> None:
         """Close the open epoch and open the next; takes the same time whatever was written."""

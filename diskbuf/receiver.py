@@ -1,7 +1,11 @@
 """What a client sends, cut into headers and payloads.
 
-Short requests come through a read-ahead buffer, many per system call. A long payload is received straight
-into memory of its own; what comes after one is likely to be its like, so of that only a header is read.
+Short requests come through a read-ahead buffer, many per system call. It is a slab of the arena, and their
+payloads are views of it: nothing is copied, and one held byte keeps the slab. Where the arena has no more,
+payloads are copied into memory of their own; so what is kept beyond the held bytes is bounded by the arena.
+
+A long payload is received straight into a slab of its own; what comes after one is likely to be its like, so
+of that only a header is read.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from diskbuf.endpoint import Endpoint
 from diskbuf.errors import ProtocolError
 from diskbuf.wire import DRAIN_BYTES_MAX, REQUEST_BYTES
 
-READ_AHEAD_BYTES = 128 << 10
-"""Twenty writes of 4 KiB per system call, and a payload that is too short for a slab at any rate."""
+READ_AHEAD_BYTES = 256 << 10
+"""Sixty writes of 4 KiB, and a payload that is too short for a slab of its own at any rate."""
+_ROOM_BYTES_MIN = 128 << 10
+"""With less left of a read-ahead buffer the next system call gets a new one."""
 
 
 class Receiver:
@@ -21,10 +27,11 @@ class Receiver:
     def __init__(self, endpoint: Endpoint, arena: Arena, tail: bytes) -> None:
         self._endpoint = endpoint
         self._arena = arena
-        self._buffer = memoryview(bytearray(max(READ_AHEAD_BYTES, len(tail))))
-        self._buffer[: len(tail)] = tail
+        self._buffer = memoryview(bytearray(tail))
         self._start = 0
         self._end = len(tail)
+        self._shared = False  # the buffer is the arena's, so that payloads may be views of it
+        self._lent = False  # ... and some are
         self._long = False  # the last payload was a long one
 
     def header(self) -> memoryview | None:
@@ -37,10 +44,12 @@ class Receiver:
 
     def fill(self) -> bool:
         """Receive more of a header; False if the client hung up, which it should do between requests only."""
-        left = self._move_to_front()
-        wanted = REQUEST_BYTES if self._long else len(self._buffer)
+        left = self._end - self._start
+        if not self._lent or len(self._buffer) - self._end < _ROOM_BYTES_MIN:
+            self._renew()
+        wanted = REQUEST_BYTES - left if self._long else len(self._buffer)
         self._long = False
-        received = self._endpoint.receive_into(self._buffer[left:wanted])
+        received = self._endpoint.receive_into(self._buffer[self._end : self._end + wanted])
         self._end += received
         if not received and left:
             raise ProtocolError(f"hung up after {left} bytes of a request header of {REQUEST_BYTES}")
@@ -51,23 +60,17 @@ class Receiver:
         return self._end - self._start < length
 
     def payload(self, length: int) -> memoryview:
-        """The next `length` bytes, in memory of their own."""
-        start, there = self._start, self._end - self._start
-        if length < SLAB_BYTES_MIN:
-            while there < length:
-                there = self._receive_short(length)
-                start = self._start
-            self._start = start + length
-            return memoryview(bytes(self._buffer[start : start + length]))
-        target = self._arena.take(length)
-        there = min(there, length)
-        target[:there] = self._buffer[start : start + there]
-        self._start = start + there
-        there += self._endpoint.receive_exactly(target[there:]) if there < length else 0
-        if there < length:
-            raise ProtocolError(f"hung up after {there} of a write's {length} bytes")
-        self._long = self._start == self._end
-        return target
+        """The next `length` bytes, in memory that nobody else writes to."""
+        if length >= SLAB_BYTES_MIN:
+            return self._long_payload(length)
+        while self._end - self._start < length:
+            self._receive_short(length)
+        start = self._start
+        self._start = end = start + length
+        if self._shared:
+            self._lent = True
+            return self._buffer[start:end]
+        return memoryview(bytes(self._buffer[start:end]))
 
     def drain(self, length: int) -> None:
         """Throw the next `length` bytes away, to find the next request behind a refused write."""
@@ -76,23 +79,43 @@ class Receiver:
         left = length - min(length, self._end - self._start)
         self._start += length - left
         while left:
+            self._renew()
             received = self._endpoint.receive_into(self._buffer[: min(left, len(self._buffer))])
             if not received:
                 raise ProtocolError(f"hung up with {left} bytes of a refused write to come")
             left -= received
 
-    def _receive_short(self, length: int) -> int:
-        """Receive more of a short payload; how much of it, or beyond it, is there now."""
-        left = self._move_to_front() if self._start + length > len(self._buffer) else self._end - self._start
+    def _long_payload(self, length: int) -> memoryview:
+        start, there = self._start, min(self._end - self._start, length)
+        target = self._arena.take(length)
+        if target is None:
+            target = memoryview(bytearray(length))
+        target[:there] = self._buffer[start : start + there]
+        self._start = start + there
+        there += self._endpoint.receive_exactly(target[there:]) if there < length else 0
+        if there < length:
+            raise ProtocolError(f"hung up after {there} of a write's {length} bytes")
+        self._long = self._start == self._end
+        return target
+
+    def _receive_short(self, length: int) -> None:
+        """Receive more of a short payload, and what comes behind it."""
+        if self._start + length > len(self._buffer):
+            self._renew()
         received = self._endpoint.receive_into(self._buffer[self._end :])
         if not received:
+            left = self._end - self._start
             raise ProtocolError(f"hung up after {left} of a write's {length} bytes")
         self._end += received
-        return left + received
 
-    def _move_to_front(self) -> int:
-        left = self._end - self._start
-        if self._start:
-            self._buffer[:left] = bytes(self._buffer[self._start : self._end])
-            self._start, self._end = 0, left
-        return left
+    def _renew(self) -> None:
+        """Go on at the front of a buffer that nobody else has views of, with what is left."""
+        left = bytes(self._buffer[self._start : self._end])
+        if self._lent or not self._shared:
+            own = None if self._lent or len(self._buffer) < READ_AHEAD_BYTES else self._buffer
+            self._buffer = memoryview(b"")  # may well be what the arena gives next
+            slab = self._arena.take(READ_AHEAD_BYTES)
+            self._shared, self._lent = slab is not None, False
+            self._buffer = slab or own or memoryview(bytearray(READ_AHEAD_BYTES))
+        self._buffer[: len(left)] = left
+        self._start, self._end = 0, len(left)

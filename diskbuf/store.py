@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from diskbuf.extents import Bytes, Extent, Kind
 
@@ -17,6 +17,11 @@ PIECES_MAX = 1024
 _GATHER_BYTES_MAX = 8 << 20
 """The most that one write gathers: soon enough done for a discard not to be late, and far beyond the size
 at which a larger system call is a faster one."""
+
+SCATTERED_BYTES_MAX = 64 << 10
+"""The longest piece that is written among others; longer ones are worth a write each."""
+_SCATTERED_MAX = 128
+"""Pieces at once: other threads wait for that long, some 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +85,50 @@ class Store(Protocol):
         """Let go of the store; it is not used again. Idempotent."""
 
 
+@runtime_checkable
+class Scattering(Protocol):
+    """What a store can do besides, if short pieces here and there cost it less than being asked for each."""
+
+    def write_scattered(self, extents: Sequence[Extent]) -> None:
+        """Write extents of data, none longer than SCATTERED_BYTES_MAX."""
+
+
 def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
     """Write ascending extents to the store, neighbours together. Repeating it changes nothing more.
 
     Asks `stopped` before each write, and returns False at once if it says so; True means that all is in the
     store. Raises `StoreError` at the first write that fails.
     """
+    if not isinstance(store, Scattering):
+        return _gather(store, extents, stopped)
+    for first in range(0, len(extents), _SCATTERED_MAX):
+        if stopped():
+            return False
+        some = extents[first : first + _SCATTERED_MAX]
+        short = [each for each in some if each.kind is Kind.DATA and each.length <= SCATTERED_BYTES_MAX]
+        store.write_scattered(short)
+        if len(short) < len(some):  # they don't overlap: which comes first makes no difference
+            rest = (each for each in some if each.kind is not Kind.DATA or each.length > SCATTERED_BYTES_MAX)
+            if not _gather(store, rest, stopped):
+                return False
+    return True
+
+
+def _gather(store: Store, extents: Iterable[Extent], stopped: Callable[[], bool]) -> bool:
+    """Write neighbours together."""
     pieces: list[Bytes] = []
     start = end = gathered_max = 0
-    for extent in extents:
-        offset, length = extent.offset, extent.length
-        if extent.kind is Kind.DATA:
+    for offset, length, kind, data in extents:
+        if kind is Kind.DATA:
             if pieces and offset == end < gathered_max and len(pieces) < PIECES_MAX:
-                pieces.append(extent.data)
+                pieces.append(data)
                 end += length
                 continue
             if pieces:
                 if stopped():
                     return False
                 store.write(start, pieces)
-            pieces = [extent.data]
+            pieces = [data]
             start, end, gathered_max = offset, offset + length, offset + _GATHER_BYTES_MAX
         else:
             if pieces:
@@ -109,7 +138,7 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
                 pieces = []
             if stopped():
                 return False
-            store.zero(offset, length, punch_hole=extent.kind is Kind.HOLE)
+            store.zero(offset, length, punch_hole=kind is Kind.HOLE)
     if pieces:
         if stopped():
             return False

@@ -21,6 +21,7 @@ _TOOLS: Mapping[str, Sequence[str]] = {
     "qemu": ("qemu-system-x86_64", "--version"),
     "iperf3": ("iperf3", "--version"),
     "fio": ("fio", "--version"),
+    "nbdkit": ("nbdkit", "--version"),
 }
 
 

@@ -44,7 +44,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Something that is measured in several settings; `baseline` is what the others are divided by."""
+    """Something that is measured in several settings; `baseline` is what the others are divided by, but for
+    those that `baselines` has another one for."""
 
     name: str
     title: str
@@ -52,6 +53,11 @@ class Measure:
     baseline: str | None = None
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     counted: bool = False  # not timed, so it means the same on every machine
+    baselines: Mapping[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, setting: str) -> str | None:
+        """What `setting` is divided by; None for the baseline itself, and where there is none."""
+        return None if setting == self.baseline else self.baselines.get(setting, self.baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +75,15 @@ class Sample:
 class Figure:
     """What the samples of one measure in one setting come to.
 
-    `ratio` is the median of the ratios to the baseline, round by round; None for the baseline itself and
-    where there is none. `met` is None where nothing is wanted, or the machine can't tell.
+    `ratio` is the median of the ratios to `baseline`, round by round; None for the baseline itself and where
+    there is none. `met` is None where nothing is wanted, or the machine can't tell.
     """
 
     measure: str
     setting: str
     unit: str
     samples: int
+    baseline: str | None
     median: float
     ratio: float | None
     ratio_min: float | None
@@ -98,9 +105,8 @@ def conclude(measures: Iterable[Measure], samples: Sequence[Sample], *, timely: 
         for sample in samples:
             if sample.measure == measure.name:
                 by_setting.setdefault(sample.setting, {})[sample.round] = sample
-        baseline = by_setting.get(measure.baseline or "", {})
         figures += [
-            _figure(measure, setting, rounds, {} if setting == measure.baseline else baseline, timely)
+            _figure(measure, setting, rounds, by_setting.get(measure.baseline_of(setting) or "", {}), timely)
             for setting, rounds in sorted(by_setting.items(), key=lambda item: item[0] != measure.baseline)
         ]
     return figures
@@ -131,6 +137,7 @@ def _figure(
         setting=setting,
         unit=measure.unit,
         samples=len(rounds),
+        baseline=measure.baseline_of(setting),
         median=_short(middle),
         ratio=None if ratio is None else _short(ratio),
         ratio_min=_short(min(ratios)) if ratios else None,

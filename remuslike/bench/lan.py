@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from netbuf import GuestTap
 from netbuf.redirect import Network
 from netbuf.tap import FRAME_BYTES_MAX, Tap
 from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
+from remuslike.bench.processes import start_process
 
 BRIDGE = "br0"
 HOST_ADDRESS = "10.111.0.1"
@@ -38,10 +39,6 @@ _CLONE_NEWNET = 0x4000_0000  # linux/sched.h
 _START_LIMIT_S = 60.0  # for a Python process to start, on an emulated processor
 _POLL_S = 0.01
 _GUEST_MAC = "52:54:00:6f:00:{:02x}"
-
-# As the parent ends, however it does, so do these. The signal comes when the *thread* ends that started them,
-# so they are started in the main thread.
-DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def enter_private_network() -> None:
@@ -194,15 +191,7 @@ class Lan:
 
     def start(self, command: list[str], *, descriptors: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         """A process that lives as long as this LAN, with a pipe as its standard input."""
-        process = subprocess.Popen(
-            [*DIES_WITH_US, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            start_new_session=True,  # the terminal's Ctrl-C is for the benchmark, which then ends it
-        )
-        self._stack.callback(_end, process)
-        return process
+        return start_process(self._stack, command, descriptors=descriptors)
 
     def _start_relay(self, tap: int, inside: int) -> int:
         module = [sys.executable, "-m", "remuslike.bench.relay", str(tap), str(inside), str(FRAME_BYTES_MAX)]
@@ -242,11 +231,3 @@ def wait_until(reached: Callable[[], bool], what: str) -> None:
         if time.monotonic() > limit:
             raise MeasurementError(f"{what}: not within {_START_LIMIT_S:g} s; is this machine overloaded?")
         time.sleep(_POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()

@@ -8,7 +8,6 @@ private network namespace and are measured in turns.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -22,10 +21,11 @@ from rich.console import Console
 from netbuf import Backend, Hold, HostError, Pressure, Wish, choose, make_hold
 from remuslike.bench import sealing, traffic
 from remuslike.bench.environment import record_environment
-from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
+from remuslike.bench.errors import BenchEnvironmentError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
 from remuslike.bench.machine import start_qemu_guest
+from remuslike.bench.output import check_json_path, check_tools, first_cause, write_json
 from remuslike.bench.view import View
 from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
@@ -92,8 +92,7 @@ class NetOptions:
 
     def check(self) -> None:
         """Raises BenchOptionError."""
-        if self.json_path is not None and not self.json_path.absolute().parent.is_dir():
-            raise BenchOptionError(f"--json {self.json_path}: its directory doesn't exist; create it first")
+        check_json_path(self.json_path)
 
 
 class Subject:
@@ -261,7 +260,7 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
         lan = stack.enter_context(Lan())
         bench = NetBench(lan, options, view, stack, machine)
         with _as_a_daemon():
-            trio.run(_first_cause, bench)
+            trio.run(first_cause, bench.run)
     report = Report(
         benchmark="net",
         environment=asdict(environment),
@@ -277,8 +276,7 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
         timely=not environment.emulated,
     )
     view.report(report)
-    if options.json_path is not None:
-        _write_json(options.json_path, report)
+    write_json(options.json_path, report)
     return report
 
 
@@ -292,23 +290,6 @@ def _machine(options: NetOptions, view: View, *, emulated: bool) -> Machine | st
         return "qemu-system-x86_64 isn't installed; install it with: apt-get install qemu-system-x86"
     image = build_image(progress=view.say)
     return image, probe_accelerator(image)
-
-
-async def _first_cause(bench: NetBench) -> None:
-    try:
-        await bench.run()
-    except BaseExceptionGroup as group:
-        # One failed: the rest was cancelled. A defect of ours stays a group, with all its tracebacks.
-        expected = group.subgroup(MeasurementError)
-        if expected is not None and group.split(MeasurementError)[1] is None:
-            raise _leaf(expected) from group
-        raise
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 @contextmanager
@@ -326,13 +307,4 @@ def _as_a_daemon() -> Iterator[None]:
 def _check_environment() -> None:
     if os.geteuid() != 0:
         raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
-    for tool, package in TOOLS.items():
-        if shutil.which(tool) is None:
-            raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")
-
-
-def _write_json(path: Path, report: Report) -> None:
-    try:
-        path.write_text(json.dumps(report.document(), indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise BenchEnvironmentError(f"--json {path}: can't be written: {error.strerror}") from error
+    check_tools(TOOLS)

@@ -38,6 +38,7 @@ class Usage:
 
     processes: dict[str, int]
     cores: dict[str, float] = field(default_factory=dict)
+    lasted_s: float = 0.0
 
 
 @contextmanager
@@ -46,9 +47,9 @@ def usage(**processes: int) -> Iterator[Usage]:
     measured = Usage(processes)
     began, before = time.monotonic(), {name: _cpu_s(number) for name, number in processes.items()}
     yield measured
-    lasted_s = time.monotonic() - began
+    measured.lasted_s = time.monotonic() - began
     for name, number in processes.items():
-        measured.cores[name] = round((_cpu_s(number) - before[name]) / lasted_s, 3)
+        measured.cores[name] = round((_cpu_s(number) - before[name]) / measured.lasted_s, 3)
 
 
 def _cpu_s(process: int) -> float:

@@ -16,10 +16,11 @@ PLAIN_WIDTH = 150
 
 
 class View:
-    """Says what is measured on `console`."""
+    """Says what is measured on `console`; `part` is whose processor time is shown beside that of all."""
 
-    def __init__(self, console: Console, measures: Sequence[Measure]) -> None:
+    def __init__(self, console: Console, measures: Sequence[Measure], part: str = "hold") -> None:
         self.console = console
+        self._part = part
         self._measures = {measure.name: measure for measure in measures}
         if not console.is_terminal:
             console.width = max(console.width, PLAIN_WIDTH)
@@ -37,12 +38,13 @@ class View:
         table = Table(title=f"remuslike bench {report.benchmark}", title_justify="left")
         table.add_column("measured", no_wrap=True)
         table.add_column("setting", no_wrap=True)
-        for name in ("median", "ratio (lowest to highest)", "wanted", "processors (hold)"):
+        for name in ("median", "ratio (lowest to highest)", "wanted", f"processors ({self._part})"):
             table.add_column(name, justify="right")
         for name, figures in groupby(report.figures, key=lambda figure: figure.measure):
-            title = self._measures[name].title
+            measure = self._measures[name]
+            title = measure.title
             for figure in figures:
-                table.add_row(Text(title), *_cells(figure))
+                table.add_row(Text(title), *_cells(figure, measure, self._part))
                 title = ""
             table.add_section()
         self.console.print(table)
@@ -56,10 +58,11 @@ class View:
         self.console.print(Text(line), soft_wrap=True)
 
 
-def _cells(figure: Figure) -> list[Text]:
+def _cells(figure: Figure, measure: Measure, part: str) -> list[Text]:
     ratio = ""
     if figure.ratio is not None:
-        ratio = f"{figure.ratio:.3f} ({figure.ratio_min:.3f} to {figure.ratio_max:.3f})"
+        other = f" of {figure.baseline}" if figure.baseline != measure.baseline else ""
+        ratio = f"{figure.ratio:.3f} ({figure.ratio_min:.3f} to {figure.ratio_max:.3f}){other}"
     style = {True: "green", False: "bold red", None: ""}[figure.met]
     verdict = {True: " met", False: " missed", None: " can't tell" if figure.wanted else ""}[figure.met]
     return [
@@ -67,13 +70,13 @@ def _cells(figure: Figure) -> list[Text]:
         Text(f"{_number(figure.median)} {figure.unit}"),
         Text(ratio, style=style),
         Text((figure.wanted or "") + verdict, style=style),
-        Text(_taken(figure.cores)),
+        Text(_taken(figure.cores, part)),
     ]
 
 
-def _taken(cores: Mapping[str, float]) -> str:
-    """What all took together, and the hold's own part."""
-    return f"{sum(cores.values()):.2f} ({cores.get('hold', 0.0):.2f})" if cores else ""
+def _taken(cores: Mapping[str, float], part: str) -> str:
+    """What all took together, and `part` of it."""
+    return f"{sum(cores.values()):.2f} ({cores.get(part, 0.0):.2f})" if cores else ""
 
 
 def _number(value: float) -> str:

@@ -104,5 +104,46 @@ def pause(*, guests: tuple[str, ...], **options: Any) -> None:
     run_pause_bench(PauseOptions(subjects=subjects, **options), Console())
 
 
+@bench.command()
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 600),
+    default=2,
+    show_default=True,
+    help="Of requests for one sample.",
+)
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Samples of each setting."
+)
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["nbd", "connections", "seal", "guest"]),
+    help="Measure only this; may be repeated.  [default: all]",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Guests' disks are files here.  [default: where temporary files are]",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all samples, the figures and the machine's description here.",
+)
+def disk(*, parts: tuple[str, ...], **options: Any) -> None:
+    """Compare disks whose writes are held with nbdkit's memory and with QEMU's own raw files.
+
+    fio drives them, from here and from inside real guests; what a checkpoint's seal takes is timed, too.
+    """
+    from rich.console import Console
+
+    from remuslike.bench.disk import PARTS, DiskOptions, run_disk_bench
+
+    run_disk_bench(DiskOptions(parts=parts or PARTS, **options), Console())
+
+
 bench.add_command(report)
 bench.add_command(compare)

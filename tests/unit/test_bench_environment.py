@@ -16,7 +16,7 @@ def test_the_environment_is_this_machines() -> None:
     assert found.packages.keys() >= {"remuslike", "pyroute2", "numpy"}
     assert found.processors >= 1
     assert found.memory_mib > 100
-    assert found.tools.keys() == {"qemu", "iperf3", "fio"}
+    assert found.tools.keys() == {"qemu", "iperf3", "fio", "nbdkit"}
 
 
 def test_the_first_processor_names_the_model() -> None:

@@ -44,6 +44,14 @@ def test_the_baseline_comes_first_and_has_no_ratio() -> None:
     assert (found[0].ratio, found[0].wanted, found[0].met) == (None, None, None)
 
 
+def test_a_setting_may_be_divided_by_another_than_the_baseline() -> None:
+    wanted = {"epochs": Wanted(Of.RATIO, at_least=0.85)}
+    measure = replace(SPEED, wanted=wanted, baselines={"epochs": "held"})
+    taken = samples("bare", 10, 10) + samples("held", 5, 4) + samples("epochs", 4.5, 3.6)
+    found = figure(conclude([measure], taken, timely=True), "epochs")
+    assert (found.baseline, found.ratio, found.met) == ("held", 0.9, True)
+
+
 @pytest.mark.parametrize("baseline", [[], samples("bare", 0.0), [Sample("speed", "bare", 7, 10.0)]])
 def test_without_a_baseline_of_the_same_round_there_is_no_verdict(baseline: list[Sample]) -> None:
     found = figure(conclude([SPEED], [*baseline, *samples("held", 9.0)], timely=True), "held")

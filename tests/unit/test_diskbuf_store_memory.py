@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from diskbuf.errors import StoreOpenError, StoreReadOnlyError
+from diskbuf.extents import Extent, Kind
 from diskbuf.memorystore import CHUNK_BYTES, MemoryStore
-from diskbuf.store import Allocation
+from diskbuf.store import SCATTERED_BYTES_MAX, Allocation, apply_extents
 
 
 def resident_bytes() -> int:
@@ -62,3 +63,46 @@ def test_read_only_memory_refuses_writes() -> None:
         store.write(0, [b"x"])
     with pytest.raises(StoreReadOnlyError):
         store.zero(0, 1, punch_hole=True)
+
+
+def test_an_epoch_of_all_kinds_of_pieces_is_applied_to_the_byte() -> None:
+    size = 400 * CHUNK_BYTES
+    store, expected = MemoryStore(size), bytearray(b"?" * size)
+    store.write(0, [bytes(expected)])
+    extents = [
+        Extent.of_data(index * CHUNK_BYTES - 3, bytes([index % 250]) * 5000) for index in range(1, 300)
+    ]
+    extents.append(Extent(300 * CHUNK_BYTES, 2 * CHUNK_BYTES, Kind.HOLE))
+    extents.append(Extent.of_data(303 * CHUNK_BYTES, b"l" * (SCATTERED_BYTES_MAX + 1)))
+    extents.append(Extent(306 * CHUNK_BYTES + 1, 7, Kind.ZERO))
+    extents.append(Extent.of_data(307 * CHUNK_BYTES, b"s" * SCATTERED_BYTES_MAX))
+    for offset, length, kind, data in extents:
+        expected[offset : offset + length] = data if kind is Kind.DATA else bytes(length)
+    assert apply_extents(store, extents, lambda: False)
+    assert store.read_view(0, size) == expected
+
+
+def test_scattered_pieces_allocate_the_chunks_they_touch() -> None:
+    store = MemoryStore(4 * CHUNK_BYTES)
+    store.write_scattered([Extent.of_data(2 * CHUNK_BYTES - 1, b"xy")])
+    assert store.allocation(0, 4 * CHUNK_BYTES) == [
+        Allocation(CHUNK_BYTES, hole=True, zero=True),
+        Allocation(2 * CHUNK_BYTES, hole=False, zero=False),
+        Allocation(CHUNK_BYTES, hole=True, zero=True),
+    ]
+
+
+def test_an_epoch_is_not_applied_past_a_stop() -> None:
+    store = MemoryStore(1000 * 512)
+    extents = [Extent.of_data(index * 512, b"x") for index in range(1000)]
+    answers = iter([False, False])
+    assert not apply_extents(store, extents, lambda: next(answers, True))
+    written = [index for index in range(1000) if store.read_view(index * 512, 1) == b"x"]
+    assert 0 < len(written) < 1000
+    assert written == list(range(len(written)))
+
+
+def test_scattered_pieces_are_refused_where_nothing_may_be_written() -> None:
+    store = MemoryStore(CHUNK_BYTES, read_only=True)
+    with pytest.raises(StoreReadOnlyError, match="write of 2 bytes at 5"):
+        apply_extents(store, [Extent.of_data(5, b"xy")], lambda: False)

@@ -1,0 +1,83 @@
+"""Real guests whose disk is a raw file: QEMU's own driver, and a disk buffer in between."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from remuslike.bench.diskservers import start_diskbuf
+from remuslike.bench.errors import MeasurementError
+from remuslike.bench.fio import Job, read_rate
+from remuslike.bench.machine import Agent, quote, start_disk_guest
+from remuslike.bench.traffic import usage
+from remuslike.image import Accelerator, GuestImage
+
+DISK_BYTES = 256 << 20
+_IN_GUEST = ("--filename=/dev/vdb", "--direct=1", "--ioengine=psync")
+SEQUENTIAL = Job("write", 256 << 10, _IN_GUEST)
+SYNCED = Job("randwrite", 4 << 10, (*_IN_GUEST, "--fsync=1"))
+_FILL_S = 300.0
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskGuest:
+    """A guest, and the processes that its disk takes."""
+
+    name: str
+    agent: Agent
+    processes: dict[str, int]
+
+    async def fill(self) -> None:
+        """Write all of the disk once, so that the file has its blocks. Raises MeasurementError."""
+        await self._fio(SEQUENTIAL, None, _FILL_S)
+
+    async def measure(self, job: Job, seconds: float) -> tuple[float, dict[str, float]]:
+        """Requests a second, and the processors taken. Raises MeasurementError."""
+        with usage(**self.processes) as used:
+            per_s = await self._fio(job, seconds, seconds + _PATIENCE_S)
+        return per_s, used.cores
+
+    async def _fio(self, job: Job, seconds: float | None, limit_s: float) -> float:
+        with trio.move_on_after(limit_s):
+            return read_rate(await self.agent.run(*job.command(seconds=seconds)))
+        raise MeasurementError(f"{self.name}: fio in the guest isn't done after {limit_s:g} s")
+
+
+def start_raw_guest(
+    stack: ExitStack, name: str, directory: Path, image: GuestImage, accelerator: Accelerator
+) -> DiskGuest:
+    """The baseline: QEMU's own raw and file drivers, with their default cache mode."""
+    disk = _new_disk(directory / "raw.img")
+    blockdev = f"driver=raw,file.driver=file,file.filename={quote(disk)}"
+    agent, process = start_disk_guest(stack, image, accelerator, blockdev)
+    return DiskGuest(name, agent, {"qemu": process})
+
+
+def start_buffered_guest(
+    stack: ExitStack,
+    name: str,
+    directory: Path,
+    image: GuestImage,
+    accelerator: Accelerator,
+    *,
+    every_ms: float,
+    journal: bool,
+) -> DiskGuest:
+    """The same in front of `python -m diskbuf serve`, over a file of its own. Raises MeasurementError."""
+    stem = "journalled" if journal else "buffered"
+    disk, socket = _new_disk(directory / f"{stem}.img"), directory / f"{stem}.sock"
+    kept = directory / f"{stem}.journal" if journal else None
+    server = start_diskbuf(stack, name, socket, str(disk), every_ms=every_ms, journal=kept)
+    blockdev = f"driver=nbd,server.type=unix,server.path={quote(socket)}"
+    agent, process = start_disk_guest(stack, image, accelerator, blockdev)
+    return DiskGuest(name, agent, {"qemu": process, "server": server.process})
+
+
+def _new_disk(path: Path) -> Path:
+    with path.open("wb") as disk:
+        disk.truncate(DISK_BYTES)
+    return path
