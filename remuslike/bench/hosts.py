@@ -1,0 +1,188 @@
+"""A guest under one setting: protected by the real daemons, or plain QEMU in the same place on the same LAN.
+
+The network, the daemons' configuration and their observation are the demo's (`remuslike.demo`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+from pyroute2 import IPRoute
+
+from remuslike.bench.errors import MeasurementError
+from remuslike.bench.options import RunOptions
+from remuslike.bench.plain import plain_command
+from remuslike.bench.plan import Setting
+from remuslike.bench.stage import Stage
+from remuslike.config import Settings, parse_settings
+from remuslike.demo import plan
+from remuslike.demo.observer import Daemon, Observer
+from remuslike.demo.plan import Directories, GuestFiles, Role
+from remuslike.demo.processes import Process, Program, processes_in
+from remuslike.demo.topology import NAMESPACE_DIRECTORY, Topology, topology
+from remuslike.image import make_data_disk
+
+DATA_DISK_MIB = 1024
+"""Sparse. redis's append-only file of a minute, and fio's files."""
+
+PATIENT_DETECT_MS = 2_000.0
+"""Of hosts that nobody kills: so late that only a real death is taken for one."""
+
+_PLAIN_TAP = "tap0"
+_START_LIMIT_S = 30.0
+_PROTECTED_LIMIT_S = 120.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What `remuslike.demo.plan.configuration` asks for."""
+
+    machine: str
+    vcpus: int
+    memory_mib: int
+    detect_ms: float
+    epoch: dict[str, object]
+
+
+def definition(options: RunOptions, setting: Setting, *, detect_ms: float) -> Definition:
+    """The machine and its protection under `setting`. What a setting leaves open is the daemons' default."""
+    epoch: dict[str, object] = {}
+    if setting.protected and setting.mode != "epoch":
+        epoch["mode"] = setting.mode
+    if setting.epoch_ms is not None:
+        epoch["epoch_ms"] = setting.epoch_ms
+    return Definition(options.guest, options.vcpus, options.memory_mib, detect_ms, epoch)
+
+
+@dataclass(slots=True)
+class Hosts:
+    """A guest that runs. `observer` watches the daemons, None of them where nothing is protected."""
+
+    network: Topology
+    directories: Directories
+    stage: Stage
+    observer: Observer = field(default_factory=Observer)
+
+
+@asynccontextmanager
+async def hosts(
+    options: RunOptions, setting: Setting, guest: GuestFiles, root: Path, *, detect_ms: float
+) -> AsyncIterator[Hosts]:
+    """A network with a guest that has booted, and is protected if `setting` says so. All of it goes with the
+    block, but for the files in the existing directory `root`.
+
+    Raises MeasurementError, `remuslike.demo.errors.DemoError`, also within the block when a daemon ends.
+    """
+    directories = Directories(root)
+    machine = definition(options, setting, detect_ms=detect_ms)
+    with topology(os.getpid()) as network, ExitStack() as processes:
+        start = _Start(network, directories, machine, guest, processes)
+        stage = Stage(network.namespaces.client, directories.client_log, {})
+        running = Hosts(network, directories, stage)
+        async with trio.open_nursery() as nursery:
+            if setting.protected:
+                nursery.start_soon(running.observer.run)
+                await start.protected(running.observer)
+            else:
+                process = await start.plain()
+                nursery.start_soon(_notice_end, process)
+            await stage.wait_ready()
+            stage.processes = _processes(network, running.observer)
+            yield running
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Starts what a setting needs on the two hosts."""
+
+    network: Topology
+    directories: Directories
+    machine: Definition
+    guest: GuestFiles
+    processes: ExitStack
+
+    async def protected(self, observer: Observer) -> None:
+        """Both daemons; returns when the guest is protected."""
+        observer.secondary = self._daemon("secondary")
+        await observer.wait_until(
+            lambda: observer.secondary_said is not None, "the secondary's control socket", _START_LIMIT_S
+        )
+        observer.primary = self._daemon("primary")
+
+        def is_protected() -> bool:
+            primary, secondary = observer.primary_said, observer.secondary_said
+            return bool(primary and primary.protected and secondary and secondary.phase == "standby")
+
+        await observer.wait_until(is_protected, "a protected guest", _PROTECTED_LIMIT_S)
+
+    async def plain(self) -> Process:
+        """QEMU by itself on the primary's host; returns when its tap is a port of the bridge."""
+        settings = self._configured("primary")
+        command = plain_command(settings.guest, [_PLAIN_TAP])
+        process = self._process("the guest", "primary", command)
+        with trio.move_on_after(_START_LIMIT_S), IPRoute(netns=self._namespace("primary")) as socket:
+            while not (taps := socket.link_lookup(ifname=_PLAIN_TAP)):
+                process.check_alive()
+                await trio.sleep(_POLL_S)
+            (bridge,) = socket.link_lookup(ifname=plan.BRIDGE)
+            socket.link("set", index=taps[0], master=bridge, state="up")
+            return process
+        raise MeasurementError(f"QEMU makes no tap within {_START_LIMIT_S:g} s. {process.log_tail()}")
+
+    def _configured(self, role: Role) -> Settings:
+        files = self.directories
+        text = plan.configuration(role, self.machine, self.guest, files)
+        settings = parse_settings(text, f"the benchmark's configuration of the {role}")
+        files.daemon(role).mkdir()
+        files.run_directory(role).mkdir()
+        files.configuration(role).write_text(text, "utf-8")
+        make_data_disk(files.data_disk(role), DATA_DISK_MIB)
+        return settings
+
+    def _daemon(self, role: Role) -> Daemon:
+        settings = self._configured(role)
+        command = [*plan.DAEMON, role, "--config", str(self.directories.configuration(role))]
+        return Daemon(self._process(f"the {role}", role, command), settings.control_path)
+
+    def _process(self, name: str, role: Role, command: list[str]) -> Process:
+        program = Program(name, self._namespace(role), tuple(command), self.directories.log(role))
+        return self.processes.enter_context(Process(program))
+
+    def _namespace(self, role: Role) -> str:
+        return self.network.namespaces.hosts[role]
+
+
+async def _notice_end(process: Process) -> None:
+    await process.wait()
+    process.check_alive()
+
+
+_PARTS: dict[Role, tuple[str, str]] = {"primary": ("primary", "qemu"), "secondary": ("secondary", "standby")}
+
+
+def _processes(network: Topology, observer: Observer) -> dict[str, int]:
+    """The daemons, and the QEMUs beside them."""
+    daemons = {"primary": observer.primary, "secondary": observer.secondary}
+    found: dict[str, int] = {}
+    for role, (daemon_part, qemu_part) in _PARTS.items():
+        daemon = daemons[role]
+        if daemon is not None:
+            found[daemon_part] = daemon.process.popen.pid
+        for process in processes_in(NAMESPACE_DIRECTORY / network.namespaces.hosts[role]):
+            if process not in found.values() and _is_qemu(process):
+                found[qemu_part] = process
+    return found
+
+
+def _is_qemu(process: int) -> bool:
+    try:
+        return "qemu-system" in Path(f"/proc/{process}/exe").readlink().name
+    except OSError:  # it has ended
+        return False

@@ -1,0 +1,13 @@
+"""The workloads of `bench run`; CONTRIBUTING says how another is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from remuslike.bench.workloads import redis
+from remuslike.bench.workloads.contract import Workload
+
+_ALL: tuple[Workload, ...] = (redis.REQUESTS, redis.TRANSACTIONS)
+
+WORKLOADS: Mapping[str, Workload] = {workload.name: workload for workload in _ALL}
+"""By name, in the order in which they are measured."""
