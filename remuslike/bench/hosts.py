@@ -6,8 +6,8 @@ The network, the daemons' configuration and their observation are the demo's (`r
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from pyroute2 import IPRoute
 from remuslike.bench.errors import MeasurementError
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plain import plain_command
-from remuslike.bench.plan import Setting
+from remuslike.bench.plan import TAKEOVER, Setting, Visit
 from remuslike.bench.stage import Stage
+from remuslike.bench.workloads.contract import Workload
 from remuslike.config import Settings, parse_settings
 from remuslike.demo import plan
 from remuslike.demo.observer import Daemon, Observer
 from remuslike.demo.plan import Directories, GuestFiles, Role
 from remuslike.demo.processes import Process, Program, processes_in
 from remuslike.demo.topology import NAMESPACE_DIRECTORY, Topology, topology
-from remuslike.image import make_data_disk
+from remuslike.image import GuestImage, Service, host_tsc_khz, kernel_command_line, make_data_disk
 
 DATA_DISK_MIB = 1024
 """Sparse. redis's append-only file of a minute, and fio's files."""
@@ -70,23 +71,49 @@ class Hosts:
     observer: Observer = field(default_factory=Observer)
 
 
+@dataclass(frozen=True, slots=True)
+class RealGuests:
+    """QEMU's, of one image."""
+
+    options: RunOptions
+    image: GuestImage
+    accelerator: str
+    workloads: Mapping[str, Workload]
+
+    def __call__(self, visit: Visit, root: Path) -> AbstractAsyncContextManager[Hosts]:
+        """A guest for `visit`: see `hosts`."""
+        kills = visit.workload == TAKEOVER
+        detect_ms = self.options.detect_ms if kills else PATIENT_DETECT_MS
+        machine = definition(self.options, visit.setting, detect_ms=detect_ms)
+        service = "redis" if kills else self.workloads[visit.workload].service
+        return hosts(machine, self._files(service), root, protected=visit.setting.protected)
+
+    def _files(self, service: Service) -> GuestFiles:
+        append = kernel_command_line(
+            addresses=[f"{plan.GUEST_ADDRESS}/{plan.PREFIX_LENGTH_LAN}"],
+            data_disk=plan.DATA_DEVICE,
+            service=service,
+            tsc_khz=host_tsc_khz(),
+        )
+        return GuestFiles(self.image.kernel, self.image.initrd, self.image.root, append, self.accelerator)
+
+
 @asynccontextmanager
 async def hosts(
-    options: RunOptions, setting: Setting, guest: GuestFiles, root: Path, *, detect_ms: float
+    machine: Definition, guest: GuestFiles, root: Path, *, protected: bool
 ) -> AsyncIterator[Hosts]:
-    """A network with a guest that has booted, and is protected if `setting` says so. All of it goes with the
-    block, but for the files in the existing directory `root`.
+    """A network with a guest that has booted, `protected` or by itself. All goes with the block, but for
+    the files in the existing directory `root`.
 
     Raises MeasurementError, `remuslike.demo.errors.DemoError`, also within the block when a daemon ends.
     """
     directories = Directories(root)
-    machine = definition(options, setting, detect_ms=detect_ms)
     with topology(os.getpid()) as network, ExitStack() as processes:
         start = _Start(network, directories, machine, guest, processes)
         stage = Stage(network.namespaces.client, directories.client_log, {})
         running = Hosts(network, directories, stage)
         async with trio.open_nursery() as nursery:
-            if setting.protected:
+            if protected:
                 nursery.start_soon(running.observer.run)
                 await start.protected(running.observer)
             else:

@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
-from remuslike.bench.hosts import PATIENT_DETECT_MS, Hosts, hosts
+from remuslike.bench.hosts import Hosts, RealGuests
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plan import TAKEOVER, Outlook, Visit, pending, visits_of
 from remuslike.bench.resultfile import ResultFile
@@ -26,18 +27,11 @@ from remuslike.bench.runview import RunView
 from remuslike.bench.stage import Window
 from remuslike.bench.takeover import Takeover, measure_takeover
 from remuslike.bench.workloads import WORKLOADS
+from remuslike.bench.workloads.contract import Workload
 from remuslike.demo.interruption import Interrupted, cause, run_interruptibly
 from remuslike.demo.messages import Sample
-from remuslike.demo.plan import DATA_DEVICE, GUEST_ADDRESS, PREFIX_LENGTH_LAN, GuestFiles
 from remuslike.errors import expected_errors
-from remuslike.image import (
-    GuestImage,
-    Service,
-    build_image,
-    host_tsc_khz,
-    kernel_command_line,
-    probe_accelerator,
-)
+from remuslike.image import build_image, probe_accelerator
 
 STATUS_DONE, STATUS_INCOMPLETE = 0, 1
 
@@ -71,7 +65,8 @@ def run_bench(options: RunOptions, console: Console) -> int:
         if not left:
             return STATUS_DONE
         image = build_image(progress=view.say)
-        bench = Bench(options, image, probe_accelerator(image), file, view)
+        place = RealGuests(options, image, probe_accelerator(image), WORKLOADS)
+        bench = Bench(options, place, WORKLOADS, file, view)
         try:
             with view:
                 run_interruptibly(lambda: bench.run(left))
@@ -84,15 +79,24 @@ def run_bench(options: RunOptions, console: Console) -> int:
     return STATUS_INCOMPLETE if bench.failed else STATUS_DONE
 
 
+Place = Callable[[Visit, Path], AbstractAsyncContextManager[Hosts]]
+"""Where a visit's guest runs; its files go into the directory."""
+
+
 class Bench:
     """Makes the visits."""
 
     def __init__(
-        self, options: RunOptions, image: GuestImage, accelerator: str, file: ResultFile, view: RunView
+        self,
+        options: RunOptions,
+        place: Place,
+        workloads: Mapping[str, Workload],
+        file: ResultFile,
+        view: RunView,
     ) -> None:
         self._options = options
-        self._image = image
-        self._accelerator = accelerator
+        self._place = place
+        self._workloads = workloads
         self._file = file
         self._view = view
         self._outlook = Outlook(options.seconds)
@@ -114,11 +118,7 @@ class Bench:
         try:
             with tempfile.TemporaryDirectory(prefix="remuslike-bench-") as folder:
                 self._view.boot(visit)
-                detect_ms = self._options.detect_ms if visit.workload == TAKEOVER else PATIENT_DETECT_MS
-                guest = self._guest(visit.workload)
-                async with hosts(
-                    self._options, visit.setting, guest, Path(folder), detect_ms=detect_ms
-                ) as running:
+                async with self._place(visit, Path(folder)) as running:
                     await trio.sleep(SETTLE_S)
                     self._outlook.note_boot(monotonic() - began)
                     for variant in visit.variants:
@@ -131,6 +131,9 @@ class Bench:
             problem = cause(error) if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(problem, expected_errors()):
                 raise
+            if settled == len(visit.variants):
+                self._view.say(f"after the last cell: {problem}")
+                return settled
             failed = Cell(variant=visit.variants[settled], round=visit.round, at=_now(), error=str(problem))
             settled += 1
             self._note(failed, visit, settled, later)
@@ -145,7 +148,7 @@ class Bench:
                 if visit.workload == TAKEOVER:
                     load, takeover = await measure_takeover(running, options, seed=visit.round)
                 else:
-                    workload = WORKLOADS[visit.workload]
+                    workload = self._workloads[visit.workload]
                     load = await workload.measure(stage, parameters_of(variant), options.seconds)
                     await trio.sleep(LAST_SAMPLES_S)
         except trio.TooSlowError as error:
@@ -171,17 +174,6 @@ class Bench:
         # This visit's guest has booted already.
         remaining_s = self._outlook.remaining_s(later) + self._outlook.cells_s(left[:1])
         self._view.cell(cell, remaining_s)
-
-    def _guest(self, workload: str) -> GuestFiles:
-        service: Service = "redis" if workload == TAKEOVER else WORKLOADS[workload].service
-        append = kernel_command_line(
-            addresses=[f"{GUEST_ADDRESS}/{PREFIX_LENGTH_LAN}"],
-            data_disk=DATA_DEVICE,
-            service=service,
-            tsc_khz=host_tsc_khz(),
-        )
-        image = self._image
-        return GuestFiles(image.kernel, image.initrd, image.root, append, self._accelerator)
 
 
 def columns(samples: Sequence[Sample], window: Window) -> dict[str, tuple[float | None, ...]]:

@@ -45,13 +45,16 @@ class Redis:
             with stage.measured():
                 await clients.send(b"go\n")
                 printed = await clients.finish()
-        found = json.loads(printed)
-        latencies_ms = tuple(found["latencies_ms"])
+        try:
+            found = json.loads(printed)
+            latencies_ms, at_s = tuple(found["latencies_ms"]), found["at_s"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MeasurementError(f"the clients' report can't be understood: {printed[-200:]!r}") from error
         return Load(
             unit=self.unit,
             rate=len(latencies_ms) / seconds,
             latencies_ms=latencies_ms,
-            series=series_of(found["at_s"], seconds),
+            series=series_of(at_s, seconds),
         )
 
 
