@@ -27,6 +27,10 @@ BANNED_WORDS = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError|breakpoint)\b"
 PURE = (
     "remuslike/engine/",
     "remuslike/bench/figures.py",
+    "remuslike/bench/options.py",
+    "remuslike/bench/plain.py",
+    "remuslike/bench/plan.py",
+    "remuslike/bench/results.py",
     "remuslike/daemon/payloads.py",
     "remuslike/guest/command.py",
     "remuslike/guest/qmp_wire.py",
