@@ -24,11 +24,11 @@ from remuslike.config import Settings, parse_settings
 from remuslike.demo import plan
 from remuslike.demo.observer import Daemon, Observer
 from remuslike.demo.plan import Directories, GuestFiles, Role
-from remuslike.demo.processes import Process, Program, processes_in
-from remuslike.demo.topology import NAMESPACE_DIRECTORY, Topology, topology
+from remuslike.demo.processes import Process, Program
+from remuslike.demo.topology import Topology, topology
 from remuslike.image import GuestImage, Service, host_tsc_khz, kernel_command_line, make_data_disk
 
-DATA_DISK_MIB = 1024
+DATA_DISK_MIB = 512
 """Sparse. redis's append-only file of a minute, and fio's files."""
 
 PATIENT_DETECT_MS = 2_000.0
@@ -116,11 +116,12 @@ async def hosts(
             if protected:
                 nursery.start_soon(running.observer.run)
                 await start.protected(running.observer)
+                stage.processes = _processes(running.observer)
             else:
                 process = await start.plain()
                 nursery.start_soon(_notice_end, process)
+                stage.processes = {"qemu": process.popen.pid}
             await stage.wait_ready()
-            stage.processes = _processes(network, running.observer)
             yield running
             nursery.cancel_scope.cancel()
 
@@ -194,22 +195,21 @@ async def _notice_end(process: Process) -> None:
 _PARTS: dict[Role, tuple[str, str]] = {"primary": ("primary", "qemu"), "secondary": ("secondary", "standby")}
 
 
-def _processes(network: Topology, observer: Observer) -> dict[str, int]:
-    """The daemons, and the QEMUs beside them."""
+def _processes(observer: Observer) -> dict[str, int]:
+    """The daemons, and the QEMUs that are their children."""
     daemons = {"primary": observer.primary, "secondary": observer.secondary}
     found: dict[str, int] = {}
     for role, (daemon_part, qemu_part) in _PARTS.items():
         daemon = daemons[role]
         if daemon is not None:
-            found[daemon_part] = daemon.process.popen.pid
-        for process in processes_in(NAMESPACE_DIRECTORY / network.namespaces.hosts[role]):
-            if process not in found.values() and _is_qemu(process):
-                found[qemu_part] = process
+            found[daemon_part] = process = daemon.process.popen.pid
+            found.update((qemu_part, child) for child in _children(process))
     return found
 
 
-def _is_qemu(process: int) -> bool:
+def _children(process: int) -> list[int]:
     try:
-        return "qemu-system" in Path(f"/proc/{process}/exe").readlink().name
-    except OSError:  # it has ended
-        return False
+        # Those of its first thread, which is the one that starts QEMU.
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError as error:
+        raise MeasurementError(f"a daemon ended before it was measured: {error}") from error
