@@ -6,10 +6,11 @@ The network, the daemons' configuration and their observation are the demo's (`r
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import trio
 from pyroute2 import IPRoute
@@ -58,7 +59,12 @@ def definition(options: RunOptions, setting: Setting, *, detect_ms: float) -> De
         epoch["mode"] = setting.mode
     if setting.epoch_ms is not None:
         epoch["epoch_ms"] = setting.epoch_ms
-    return Definition(options.guest, options.vcpus, options.memory_mib, detect_ms, epoch)
+    machine = "q35" if options.guest == "synthetic" else options.guest
+    return Definition(machine, options.vcpus, options.memory_mib, detect_ms, epoch)
+
+
+Protection = Literal["pair", "solo", "none"]
+"""Both daemons; a primary alone, which holds nothing; or nobody beside QEMU."""
 
 
 @dataclass(slots=True)
@@ -86,7 +92,8 @@ class RealGuests:
         detect_ms = self.options.detect_ms if kills else PATIENT_DETECT_MS
         machine = definition(self.options, visit.setting, detect_ms=detect_ms)
         service = "redis" if kills else self.workloads[visit.workload].service
-        return hosts(machine, self._files(service), root, protected=visit.setting.protected)
+        protection: Protection = "pair" if visit.setting.protected else "none"
+        return hosts(machine, self._files(service), root, protection, Stage.wait_ready)
 
     def _files(self, service: Service) -> GuestFiles:
         append = kernel_command_line(
@@ -100,10 +107,14 @@ class RealGuests:
 
 @asynccontextmanager
 async def hosts(
-    machine: Definition, guest: GuestFiles, root: Path, *, protected: bool
+    machine: Definition,
+    guest: GuestFiles,
+    root: Path,
+    protection: Protection,
+    ready: Callable[[Stage], Awaitable[None]],
 ) -> AsyncIterator[Hosts]:
-    """A network with a guest that has booted, `protected` or by itself. All goes with the block, but for
-    the files in the existing directory `root`.
+    """A network with a guest that runs, and is `ready`. All goes with the block, but for the files in the
+    existing directory `root`.
 
     Raises MeasurementError, `remuslike.demo.errors.DemoError`, also within the block when a daemon ends.
     """
@@ -113,15 +124,15 @@ async def hosts(
         stage = Stage(network.namespaces.client, directories.client_log, {})
         running = Hosts(network, directories, stage)
         async with trio.open_nursery() as nursery:
-            if protected:
-                nursery.start_soon(running.observer.run)
-                await start.protected(running.observer)
-                stage.processes = _processes(running.observer)
-            else:
+            if protection == "none":
                 process = await start.plain()
                 nursery.start_soon(_notice_end, process)
                 stage.processes = {"qemu": process.popen.pid}
-            await stage.wait_ready()
+            else:
+                nursery.start_soon(running.observer.run)
+                await (start.pair if protection == "pair" else start.solo)(running.observer)
+                stage.processes = _processes(running.observer)
+            await ready(stage)
             yield running
             nursery.cancel_scope.cancel()
 
@@ -136,7 +147,7 @@ class _Start:
     guest: GuestFiles
     processes: ExitStack
 
-    async def protected(self, observer: Observer) -> None:
+    async def pair(self, observer: Observer) -> None:
         """Both daemons; returns when the guest is protected."""
         observer.secondary = self._daemon("secondary")
         await observer.wait_until(
@@ -149,6 +160,15 @@ class _Start:
             return bool(primary and primary.protected and secondary and secondary.phase == "standby")
 
         await observer.wait_until(is_protected, "a protected guest", _PROTECTED_LIMIT_S)
+
+    async def solo(self, observer: Observer) -> None:
+        """A primary without a secondary; returns when it lets all of the guest's output out at once."""
+        observer.primary = self._daemon("primary")
+
+        def is_open() -> bool:
+            return observer.primary_said is not None and observer.primary_said.phase == "solo"
+
+        await observer.wait_until(is_open, "a guest whose output is open", _START_LIMIT_S)
 
     async def plain(self) -> Process:
         """QEMU by itself on the primary's host; returns when its tap is a port of the bridge."""

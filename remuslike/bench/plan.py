@@ -1,8 +1,9 @@
 """What is measured, in which order, and how long it will still take. Pure.
 
-A *setting* is a mode with its epoch length. A *visit* is one boot of a guest under one setting, and serves
-the variants of one workload: so nothing of a workload is left in a guest when another is measured, and the
-settings of a workload follow each other within a minute. In each round they begin with another setting.
+A *cell* is a variant under a setting in a round; a *setting* is a mode with its epoch length. A *visit* is
+one boot of a guest under one setting, and serves the variants of one workload: so nothing of a workload is
+left in a guest when another is measured, and the settings of a workload follow each other within a minute. In
+each round they begin with another setting.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import TypeVar
 
-from remuslike.bench.options import RunOptions
+from remuslike.bench.options import Parameters, RunOptions
 from remuslike.bench.results import UNPROTECTED, Mode, Variant
 
 TAKEOVER = "takeover"
@@ -64,9 +65,10 @@ def visits_of(options: RunOptions) -> list[Visit]:
     settings = settings_of(options)
     protected = tuple(setting for setting in settings if setting.protected)
     visits = [
-        Visit(number, setting, name, tuple(_variant(options, name, setting, each) for each in parameters))
+        Visit(number, setting, name, tuple(_variant(options, name, setting, each) for each in together))
         for number in range(1, options.repeat + 1)
         for name, parameters in options.selection.items()
+        for together in _boots(options, parameters)
         for setting in _rotated(settings, number - 1)
     ]
     visits += [
@@ -84,6 +86,11 @@ def pending(visits: Sequence[Visit], done: Collection[tuple[str, int]]) -> list[
         for visit in visits
     )
     return [visit for visit in left if visit.variants]
+
+
+def _boots(options: RunOptions, parameters: Sequence[Parameters]) -> list[Sequence[Parameters]]:
+    """What is measured in one boot: a synthetic guest's rates are set when it starts, which is soon done."""
+    return [[each] for each in parameters] if options.guest == "synthetic" else [parameters]
 
 
 def _variant(options: RunOptions, workload: str, setting: Setting, parameters: Mapping[str, int]) -> Variant:

@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -22,7 +22,7 @@ from remuslike.bench.hosts import Hosts, RealGuests
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plan import TAKEOVER, Outlook, Visit, pending, visits_of
 from remuslike.bench.resultfile import ResultFile
-from remuslike.bench.results import Cell, Header, Variant
+from remuslike.bench.results import Cell, Header, Load, Variant
 from remuslike.bench.runview import RunView
 from remuslike.bench.stage import Window
 from remuslike.bench.takeover import Takeover, measure_takeover
@@ -64,9 +64,7 @@ def run_bench(options: RunOptions, console: Console) -> int:
         view.begin(left, Outlook(options.seconds), earlier=len(file.found.done()))
         if not left:
             return STATUS_DONE
-        image = build_image(progress=view.say)
-        place = RealGuests(options, image, probe_accelerator(image), WORKLOADS)
-        bench = Bench(options, place, WORKLOADS, file, view)
+        bench = Bench(options, _cast(options, view), file, view)
         try:
             with view:
                 run_interruptibly(lambda: bench.run(left))
@@ -79,8 +77,21 @@ def run_bench(options: RunOptions, console: Console) -> int:
     return STATUS_INCOMPLETE if bench.failed else STATUS_DONE
 
 
-Place = Callable[[Visit, Path], AbstractAsyncContextManager[Hosts]]
-"""Where a visit's guest runs; its files go into the directory."""
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A kind of guest: where that of a visit runs, with its files in a directory; what it can do; and how its
+    host is killed, given a seed."""
+
+    place: Callable[[Visit, Path], AbstractAsyncContextManager[Hosts]]
+    workloads: Mapping[str, Workload]
+    kill: Callable[[Hosts, RunOptions, int], Awaitable[tuple[Load, Takeover]]]
+
+
+def _cast(options: RunOptions, view: RunView) -> Cast:
+    """May build the guest image, which needs a network."""
+    image = build_image(progress=view.say)
+    place = RealGuests(options, image, probe_accelerator(image), WORKLOADS)
+    return Cast(place, WORKLOADS, measure_takeover)
 
 
 class Bench:
@@ -89,14 +100,12 @@ class Bench:
     def __init__(
         self,
         options: RunOptions,
-        place: Place,
-        workloads: Mapping[str, Workload],
+        cast: Cast,
         file: ResultFile,
         view: RunView,
     ) -> None:
         self._options = options
-        self._place = place
-        self._workloads = workloads
+        self._cast = cast
         self._file = file
         self._view = view
         self._outlook = Outlook(options.seconds)
@@ -118,7 +127,7 @@ class Bench:
         try:
             with tempfile.TemporaryDirectory(prefix="remuslike-bench-") as folder:
                 self._view.boot(visit)
-                async with self._place(visit, Path(folder)) as running:
+                async with self._cast.place(visit, Path(folder)) as running:
                     await trio.sleep(SETTLE_S)
                     self._outlook.note_boot(monotonic() - began)
                     for variant in visit.variants:
@@ -146,9 +155,9 @@ class Bench:
         try:
             with trio.fail_after(options.seconds + _CELL_LIMIT_S):
                 if visit.workload == TAKEOVER:
-                    load, takeover = await measure_takeover(running, options, seed=visit.round)
+                    load, takeover = await self._cast.kill(running, options, visit.round)
                 else:
-                    workload = self._workloads[visit.workload]
+                    workload = self._cast.workloads[visit.workload]
                     load = await workload.measure(stage, parameters_of(variant), options.seconds)
                     await trio.sleep(LAST_SAMPLES_S)
         except trio.TooSlowError as error:

@@ -57,7 +57,7 @@ class Stage:
     def measured(self) -> Iterator[None]:
         """The load runs within this block: once in a cell. The client's tools end within it, too."""
         assert self.window is None, "a cell has one window"
-        before_s, began = _children_s(), monotonic()
+        before_s, began = _client_s(), monotonic()
         try:
             with usage(**self.processes) as used:
                 yield
@@ -65,7 +65,7 @@ class Stage:
         except OSError as error:
             raise MeasurementError(f"a process ended while it was measured: {error}") from error
         ended = monotonic()
-        client = (_children_s() - before_s) / (ended - began)
+        client = (_client_s() - before_s) / (ended - began)
         self.window = Window(began, ended, {**used.cores, "client": round(client, 3)}, memory_mib)
 
     def take_window(self) -> Window:
@@ -84,7 +84,7 @@ class Stage:
     async def connect(self, port: int) -> trio.SocketStream:
         """A connection from the client to the guest; tries until it stands, the caller sets the limit."""
         while True:
-            attempt = trio.socket.from_stdlib_socket(_socket_in(self.client))
+            attempt = trio.socket.from_stdlib_socket(socket_in(self.client))
             try:
                 with trio.move_on_after(_ATTEMPT_S):
                     await attempt.connect((self.address, port))
@@ -234,20 +234,20 @@ class ToolSession:
         return printed
 
 
-def _socket_in(namespace: str) -> socket.socket:
-    """A TCP socket of that network namespace, to which it belongs wherever its process goes."""
+def socket_in(namespace: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """An IPv4 socket of that network namespace, to which it belongs wherever its process goes."""
     netns.pushns()
     try:
         netns.setns(namespace, flags=0)
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        return socket.socket(socket.AF_INET, kind)
     finally:
         netns.popns()
 
 
-def _children_s() -> float:
-    """Processor time of all children that have ended: the tools of the client."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _client_s() -> float:
+    """Processor time of this process and of its children that have ended, the tools of the client."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _peak_mib(process: int) -> float:

@@ -3,7 +3,7 @@ what the survivor then has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import monotonic
@@ -27,7 +27,7 @@ _LOAD_SHARE = 4  # of the guest's memory: it holds what is written three times
 _CONNECT_LIMIT_S = 60.0
 _TAKEOVER_LIMIT_S = 30.0
 _VERIFY_LIMIT_S = 180.0
-_AFTERWARDS_S = 1.0  # of load on the survivor: the client's retransmission comes in it
+AFTERWARDS_S = 1.0  # of load on the survivor: the client's retransmission comes in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Takeover:
     lost: int | None = None
 
 
-async def measure_takeover(running: Hosts, options: RunOptions, *, seed: int) -> tuple[Load, Takeover]:
+async def measure_takeover(running: Hosts, options: RunOptions, seed: int) -> tuple[Load, Takeover]:
     """Writes for `options.seconds`, kills, and reads back. Raises MeasurementError, `DemoError`."""
     program = client_program(
         running.network.namespaces.client,
@@ -60,9 +60,9 @@ async def measure_takeover(running: Hosts, options: RunOptions, *, seed: int) ->
             await client.wait_for("connected", "connecting to the guest's redis", _CONNECT_LIMIT_S)
             with running.stage.measured():
                 await trio.sleep(options.seconds)
-            killed_at = _kill(running)
-            takeover = await _taken_over(running)
-            await trio.sleep(_AFTERWARDS_S)
+            killed_at = kill(running)
+            takeover = await taken_over(running, killed_at)
+            await trio.sleep(AFTERWARDS_S)
             client.tell("drain")
             await client.wait_for("verified", "reading the values back", _VERIFY_LIMIT_S)
             complete = client.progress.complete
@@ -72,7 +72,7 @@ async def measure_takeover(running: Hosts, options: RunOptions, *, seed: int) ->
     return _concluded(running, load_history(running.directories.history), killed_at, takeover)
 
 
-def _kill(running: Hosts) -> float:
+def kill(running: Hosts) -> float:
     """The primary's host dies: when. The links go first, for a host without power sends no FIN."""
     assert running.observer.primary is not None
     victims = Victims(NAMESPACE_DIRECTORY / running.network.namespaces.hosts["primary"])
@@ -84,7 +84,8 @@ def _kill(running: Hosts) -> float:
     return killed_at
 
 
-async def _taken_over(running: Hosts) -> messages.Takeover:
+async def taken_over(running: Hosts, killed_at: float) -> messages.Takeover:
+    """What the secondary says of its takeover. Raises MeasurementError when that was none of the kill's."""
     observer = running.observer
 
     def is_active() -> bool:
@@ -94,33 +95,36 @@ async def _taken_over(running: Hosts) -> messages.Takeover:
     await observer.wait_until(is_active, "takeover by the secondary", _TAKEOVER_LIMIT_S)
     assert observer.secondary_said is not None
     assert observer.secondary_said.takeover is not None
-    return observer.secondary_said.takeover
-
-
-def _concluded(
-    running: Hosts, history: History, killed_at: float, takeover: messages.Takeover
-) -> tuple[Load, Takeover]:
+    takeover = observer.secondary_said.takeover
     if takeover.decided_at < killed_at:
         raise MeasurementError(
             f"the secondary took over {killed_at - takeover.decided_at:.3f} s before the kill"
             f" ({takeover.cause}): give more for --detect-ms on a machine as busy as this"
         )
-    if history.failures:
-        raise MeasurementError(f"{len(history.failures)} connections failed: {history.failures[0]}")
-    window = running.stage.window
-    assert window is not None
-    parts = {
+    return takeover
+
+
+def parts_of(takeover: messages.Takeover, killed_at: float, reply_times: Iterable[float]) -> dict[str, float]:
+    """Milliseconds from the kill to each part of the takeover, and to the first reply of the survivor."""
+    running_at = takeover.running_at or takeover.decided_at
+    moments = {
         "decided": takeover.decided_at,
         "granted": takeover.granted_at,
         "opened": takeover.opened_at,
         "running": takeover.running_at,
-        "first_reply": _first_reply(history, takeover.running_at or takeover.decided_at),
+        "first_reply": min((at for at in reply_times if at >= running_at), default=None),
     }
-    after_ms = {name: round((at - killed_at) * 1e3, 3) for name, at in parts.items() if at is not None}
+    return {name: round((at - killed_at) * 1e3, 3) for name, at in moments.items() if at is not None}
+
+
+def _concluded(
+    running: Hosts, history: History, killed_at: float, takeover: messages.Takeover
+) -> tuple[Load, Takeover]:
+    if history.failures:
+        raise MeasurementError(f"{len(history.failures)} connections failed: {history.failures[0]}")
+    window = running.stage.window
+    assert window is not None
     replies = sum(window.began <= at <= window.ended for at in history.reply_times)
     lost = sum(finding.acknowledged for finding in history.found)
-    return Load(unit="replies/s", rate=replies / window.seconds), Takeover(after_ms, lost)
-
-
-def _first_reply(history: History, running_at: float) -> float | None:
-    return min((at for at in history.reply_times if at >= running_at), default=None)
+    load = Load(unit="replies/s", rate=replies / window.seconds)
+    return load, Takeover(parts_of(takeover, killed_at, history.reply_times), lost)

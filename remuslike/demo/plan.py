@@ -110,13 +110,14 @@ class Directories:
 
 @dataclass(frozen=True, slots=True)
 class GuestFiles:
-    """What the guest boots from, and how."""
+    """What the guest boots from, and how; one that isn't QEMU's has a program of its own, and no image."""
 
-    kernel: Path
-    initrd: Path
-    root: Path
+    kernel: Path | None
+    initrd: Path | None
+    root: Path | None
     append: str
     accelerator: str
+    qemu: str | None = None
 
 
 class Definition(Protocol):
@@ -136,12 +137,15 @@ class Definition(Protocol):
 
 def configuration(role: Role, options: Definition, guest: GuestFiles, directories: Directories) -> str:
     """The TOML text of a daemon's configuration, as `remuslike.config` reads it."""
-    disks = ((ROOT_DISK, guest.root, True), (DATA_DISK, directories.data_disk(role), False))
+    disks: list[tuple[str, Path, bool]] = [(DATA_DISK, directories.data_disk(role), False)]
+    if guest.root is not None:
+        disks.insert(0, (ROOT_DISK, guest.root, True))
     tables: list[tuple[str, Mapping[str, object]]] = [
         ("", {"name": role, "run_directory": directories.run_directory(role)}),
         (
             "[guest]",
             {
+                "qemu": guest.qemu,
                 "machine": options.machine,
                 "accelerator": guest.accelerator,
                 "vcpus": options.vcpus,
@@ -164,11 +168,12 @@ def configuration(role: Role, options: Definition, guest: GuestFiles, directorie
         ),
         ("[witness]", {"kind": "file", "path": directories.witness}),
     ]
-    return "\n".join(
-        "\n".join(([header] if header else []) + [f"{name} = {_toml(item)}" for name, item in values.items()])
-        + "\n"
-        for header, values in tables
-    )
+    return "\n".join(_table(header, values) for header, values in tables)
+
+
+def _table(header: str, values: Mapping[str, object]) -> str:
+    lines = [f"{name} = {_toml(item)}" for name, item in values.items() if item is not None]
+    return "\n".join([*([header] if header else []), *lines, ""])
 
 
 def _toml(item: object) -> str:

@@ -70,5 +70,5 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatc
 
 def test_the_root_of_the_errors_is_never_raised() -> None:
     assert {error.__name__ for error in BenchError.__subclasses__()} == {
-        *("BenchOptionError", "BenchEnvironmentError", "MeasurementError"),
+        *("BenchOptionError", "BenchEnvironmentError", "MeasurementError", "ResultsError"),
     }

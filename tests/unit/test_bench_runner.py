@@ -15,9 +15,10 @@ from remuslike.bench.errors import MeasurementError
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plan import pending, visits_of
 from remuslike.bench.resultfile import ResultFile
-from remuslike.bench.results import Cell, Header, decode_untrusted
-from remuslike.bench.run import Bench
+from remuslike.bench.results import Cell, Header, Load, decode_untrusted
+from remuslike.bench.run import Bench, Cast
 from remuslike.bench.runview import RunView
+from remuslike.bench.takeover import Takeover
 from remuslike.demo.errors import DaemonError
 
 VARIANTS = ({"n": 1}, {"n": 2}, {"n": 3})
@@ -25,6 +26,12 @@ VARIANTS = ({"n": 1}, {"n": 2}, {"n": 3})
 
 def failing_at(number: int, error: Exception) -> FakeWorkload:
     return FakeWorkload("work", VARIANTS, lambda parameters: error if parameters["n"] == number else None)
+
+
+async def kill(running: Any, options: RunOptions, seed: int) -> tuple[Load, Takeover]:
+    with running.stage.measured():
+        await trio.sleep(options.seconds)
+    return Load(unit="x/s", rate=seed), Takeover({"decided": 100.0}, lost=seed - 1)
 
 
 class Run:
@@ -46,9 +53,8 @@ class Run:
         header = Header(environment={}, options=self.options.recorded())
         with ResultFile(self.options, header) as file:
             view = RunView(Console(file=self.output, width=200))
-            workloads: Any = {self.workload.name: self.workload}
-            place: Any = self.place
-            bench = Bench(self.options, place, workloads, file, view)
+            cast: Any = Cast(self.place, {self.workload.name: self.workload}, kill)
+            bench = Bench(self.options, cast, file, view)
             left = pending(visits_of(self.options), file.found.done())
             try:
                 await bench.run(left)
@@ -137,6 +143,17 @@ async def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(
     assert [(cell.variant.setting, dict(cell.variant.parameters)) for cell in rest.cells] == [
         (setting, dict(each)) for setting in ("unprotected", "epoch 25 ms") for each in VARIANTS
     ]
+
+
+async def test_hosts_are_killed_where_they_are_protected(tmp_path: Path, autojump_clock: object) -> None:
+    run = Run(tmp_path / "r", FakeWorkload("work"), FakePlace(), repeat=0, kills=2)
+    await run.play()
+    assert [(cell.variant.setting, cell.variant.load, cell.round, cell.lost) for cell in run.cells] == [
+        ("epoch 25 ms", "takeover", 1, 0),
+        ("epoch 25 ms", "takeover", 2, 1),
+    ]
+    assert run.cells[0].takeover_ms == {"decided": 100.0}
+    assert run.failed == 1, "something was lost"
 
 
 async def test_a_defect_is_no_cell(tmp_path: Path, autojump_clock: object) -> None:
