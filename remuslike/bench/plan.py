@@ -88,6 +88,11 @@ def pending(visits: Sequence[Visit], done: Collection[tuple[str, int]]) -> list[
     return [visit for visit in left if visit.variants]
 
 
+def parameters_of(variant: Variant) -> dict[str, int]:
+    """A variant's parameters as a workload takes them."""
+    return {name: int(value) for name, value in variant.parameters.items()}
+
+
 def _boots(options: RunOptions, parameters: Sequence[Parameters]) -> list[Sequence[Parameters]]:
     """What is measured in one boot: a synthetic guest's rates are set when it starts, which is soon done."""
     return [[each] for each in parameters] if options.guest == "synthetic" else [parameters]

@@ -20,7 +20,7 @@ from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
 from remuslike.bench.hosts import Hosts, RealGuests
 from remuslike.bench.options import RunOptions
-from remuslike.bench.plan import TAKEOVER, Outlook, Visit, pending, visits_of
+from remuslike.bench.plan import TAKEOVER, Outlook, Visit, parameters_of, pending, visits_of
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Load, Variant
 from remuslike.bench.runview import RunView
@@ -189,11 +189,6 @@ def columns(samples: Sequence[Sample], window: Window) -> dict[str, tuple[float 
     """The checkpoints within `window`, a column for each of their fields."""
     rows = [sample.model_dump() for sample in samples if window.began <= sample.at <= window.ended]
     return {name: tuple(row[name] for row in rows) for name in rows[0]} if rows else {}
-
-
-def parameters_of(variant: Variant) -> dict[str, int]:
-    """A variant's parameters as a workload takes them."""
-    return {name: int(value) for name, value in variant.parameters.items()}
 
 
 def _now() -> str:
