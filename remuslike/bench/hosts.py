@@ -67,6 +67,18 @@ Protection = Literal["pair", "solo", "none"]
 """Both daemons; a primary alone, which holds nothing; or nobody beside QEMU."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A guest and how it is protected. `make_disk` makes each host's data disk, the same on both; `ready`
+    returns when the guest can be measured."""
+
+    machine: Definition
+    guest: GuestFiles
+    protection: Protection
+    make_disk: Callable[[Path], None]
+    ready: Callable[[Stage], Awaitable[None]]
+
+
 @dataclass(slots=True)
 class Hosts:
     """A guest that runs. `observer` watches the daemons, None of them where nothing is protected."""
@@ -93,7 +105,7 @@ class RealGuests:
         machine = definition(self.options, visit.setting, detect_ms=detect_ms)
         service = "redis" if kills else self.workloads[visit.workload].service
         protection: Protection = "pair" if visit.setting.protected else "none"
-        return hosts(machine, self._files(service), root, protection, Stage.wait_ready)
+        return hosts(Scene(machine, self._files(service), protection, _data_disk, Stage.wait_ready), root)
 
     def _files(self, service: Service) -> GuestFiles:
         append = kernel_command_line(
@@ -105,34 +117,32 @@ class RealGuests:
         return GuestFiles(self.image.kernel, self.image.initrd, self.image.root, append, self.accelerator)
 
 
+def _data_disk(path: Path) -> None:
+    make_data_disk(path, DATA_DISK_MIB)
+
+
 @asynccontextmanager
-async def hosts(
-    machine: Definition,
-    guest: GuestFiles,
-    root: Path,
-    protection: Protection,
-    ready: Callable[[Stage], Awaitable[None]],
-) -> AsyncIterator[Hosts]:
-    """A network with a guest that runs, and is `ready`. All goes with the block, but for the files in the
+async def hosts(scene: Scene, root: Path) -> AsyncIterator[Hosts]:
+    """A network with a guest that runs, and is ready. All goes with the block, but for the files in the
     existing directory `root`.
 
     Raises MeasurementError, `remuslike.demo.errors.DemoError`, also within the block when a daemon ends.
     """
     directories = Directories(root)
     with topology(os.getpid()) as network, ExitStack() as processes:
-        start = _Start(network, directories, machine, guest, processes)
+        start = _Start(network, directories, scene, processes)
         stage = Stage(network.namespaces.client, directories.client_log, {})
         running = Hosts(network, directories, stage)
         async with trio.open_nursery() as nursery:
-            if protection == "none":
+            if scene.protection == "none":
                 process = await start.plain()
                 nursery.start_soon(_notice_end, process)
                 stage.processes = {"qemu": process.popen.pid}
             else:
                 nursery.start_soon(running.observer.run)
-                await (start.pair if protection == "pair" else start.solo)(running.observer)
+                await (start.pair if scene.protection == "pair" else start.solo)(running.observer)
                 stage.processes = _processes(running.observer)
-            await ready(stage)
+            await scene.ready(stage)
             yield running
             nursery.cancel_scope.cancel()
 
@@ -143,8 +153,7 @@ class _Start:
 
     network: Topology
     directories: Directories
-    machine: Definition
-    guest: GuestFiles
+    scene: Scene
     processes: ExitStack
 
     async def pair(self, observer: Observer) -> None:
@@ -186,12 +195,12 @@ class _Start:
 
     def _configured(self, role: Role) -> Settings:
         files = self.directories
-        text = plan.configuration(role, self.machine, self.guest, files)
+        text = plan.configuration(role, self.scene.machine, self.scene.guest, files)
         settings = parse_settings(text, f"the benchmark's configuration of the {role}")
         files.daemon(role).mkdir()
         files.run_directory(role).mkdir()
         files.configuration(role).write_text(text, "utf-8")
-        make_data_disk(files.data_disk(role), DATA_DISK_MIB)
+        self.scene.make_disk(files.data_disk(role))
         return settings
 
     def _daemon(self, role: Role) -> Daemon:
