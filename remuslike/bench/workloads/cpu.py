@@ -72,7 +72,8 @@ class Cpu:
 
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         pages = parameters["working_set_mib"] << 8
-        command = shlex.join(["perl", "-e", _PROGRAM, str(parameters["pages_s"]), str(pages)])
+        # In the shell's place, or what comes after the program's end would be a command.
+        command = "exec " + shlex.join(["perl", "-e", _PROGRAM, str(parameters["pages_s"]), str(pages)])
         async with stage.shell_session(command, limit_s=seconds + _PATIENCE_S) as program:
             await program.expect("ready")
             await trio.sleep(_SETTLE_S)
