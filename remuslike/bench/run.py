@@ -64,8 +64,8 @@ def run_bench(options: RunOptions, console: Console) -> int:
         view.begin(left, Outlook(options.seconds), earlier=len(file.found.done()))
         if not left:
             return STATUS_DONE
-        bench = Bench(options, _cast(options, view), file, view)
         try:
+            bench = Bench(options, _cast(options, view), file, view)
             with view:
                 run_interruptibly(lambda: bench.run(left))
         except Interrupted as interruption:
