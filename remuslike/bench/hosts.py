@@ -100,12 +100,16 @@ class RealGuests:
 
     def __call__(self, visit: Visit, root: Path) -> AbstractAsyncContextManager[Hosts]:
         """A guest for `visit`: see `hosts`."""
+        return hosts(self.scene(visit), root)
+
+    def scene(self, visit: Visit) -> Scene:
+        """What `visit` asks for."""
         kills = visit.workload == TAKEOVER
         detect_ms = self.options.detect_ms if kills else PATIENT_DETECT_MS
         machine = definition(self.options, visit.setting, detect_ms=detect_ms)
         service = "redis" if kills else self.workloads[visit.workload].service
         protection: Protection = "pair" if visit.setting.protected else "none"
-        return hosts(Scene(machine, self._files(service), protection, _data_disk, Stage.wait_ready), root)
+        return Scene(machine, self._files(service), protection, _data_disk, Stage.wait_ready)
 
     def _files(self, service: Service) -> GuestFiles:
         append = kernel_command_line(

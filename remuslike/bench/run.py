@@ -51,9 +51,9 @@ _CELL_LIMIT_S = 300.0  # on top of the load: its own waits have limits, whose su
 def run_bench(options: RunOptions, console: Console) -> int:
     """Measure what isn't measured yet, and write it to `options.json_path`.
 
-    Returns the exit status: 0 when every cell was measured, 1 when some failed, 128 plus the signal's number
-    when it was interrupted. Whatever happens, no process, namespace or file but the results is left. Raises
-    BenchError, and what the guest's image raises.
+    Returns the exit status: 0 when every cell was measured and nothing lost, 1 otherwise, 128 plus the
+    signal's number when it was interrupted. Whatever happens, no process, namespace or file is left but the
+    results. Raises BenchError, and what the guest's image raises.
     """
     options.check()
     _check_environment()
@@ -73,8 +73,8 @@ def run_bench(options: RunOptions, console: Console) -> int:
             return 128 + interruption.number
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
-    view.end(bench.failed, options.json_path)
-    return STATUS_INCOMPLETE if bench.failed else STATUS_DONE
+    view.end(bench.failed, bench.lost, options.json_path)
+    return STATUS_INCOMPLETE if bench.failed or bench.lost else STATUS_DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ class Bench:
         self._view = view
         self._outlook = Outlook(options.seconds)
         self.failed = 0
+        self.lost = 0
 
     async def run(self, visits: Sequence[Visit]) -> None:
         """All of `visits`. A guest that fails takes one cell with it, which is recorded; the rest goes on."""
@@ -178,7 +179,8 @@ class Bench:
 
     def _note(self, cell: Cell, visit: Visit, settled: int, later: Sequence[Visit]) -> None:
         self._file.add(cell)
-        self.failed += cell.error is not None or bool(cell.lost)
+        self.failed += cell.error is not None
+        self.lost += cell.lost or 0
         left = [replace(visit, variants=visit.variants[settled:]), *later]
         # This visit's guest has booted already.
         remaining_s = self._outlook.remaining_s(later) + self._outlook.cells_s(left[:1])

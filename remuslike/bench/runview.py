@@ -73,10 +73,12 @@ class RunView:
         """The user has had enough."""
         self.say(f"interrupted; {self._done} cells more are in {path}: the same command goes on from there")
 
-    def end(self, failed: int, path: Path) -> None:
-        """All is done."""
+    def end(self, failed: int, lost: int, path: Path) -> None:
+        """All is done: so many cells failed, and so many acknowledged writes were lost."""
         tell = f"; {failed} failed, and the same command tries these again" if failed else ""
         self.say(f"{self._done} cells more are in {path}{tell}")
+        if lost:
+            self.say(f"LOST: {lost} acknowledged writes", "bold red")
 
     def say(self, line: str, style: str = "") -> None:
         """A line that stays."""

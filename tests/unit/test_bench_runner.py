@@ -48,6 +48,7 @@ class Run:
         self.place = place
         self.output = io.StringIO()
         self.failed = 0
+        self.lost = 0
 
     async def play(self) -> None:
         header = Header(environment={}, options=self.options.recorded())
@@ -59,7 +60,7 @@ class Run:
             try:
                 await bench.run(left)
             finally:
-                self.failed = bench.failed
+                self.failed, self.lost = bench.failed, bench.lost
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -153,7 +154,7 @@ async def test_hosts_are_killed_where_they_are_protected(tmp_path: Path, autojum
         ("epoch 25 ms", "takeover", 2, 1),
     ]
     assert run.cells[0].takeover_ms == {"decided": 100.0}
-    assert run.failed == 1, "something was lost"
+    assert (run.failed, run.lost) == (0, 1)
 
 
 async def test_a_defect_is_no_cell(tmp_path: Path, autojump_clock: object) -> None:
