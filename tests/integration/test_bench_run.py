@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +33,19 @@ COMMAND = str(Path(sys.executable).with_name("remuslike"))
 TINY = ["--modes", "epoch", "--workloads", "redis:clients=4", "--seconds", "1", "--memory-mib", "256"]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One with a short name, for unix sockets; nothing may be left in it."""
+    with tempfile.TemporaryDirectory(prefix="rl-") as name:
+        yield Path(name)
+
+
 class Run:
     """A run as a process of its own, whose temporary files are in a folder of the test."""
 
-    def __init__(self, tmp_path: Path, *arguments: str) -> None:
-        self.folder = tmp_path / "temporary"
-        self.folder.mkdir(exist_ok=True)
-        self.path = tmp_path / "results.jsonl"
+    def __init__(self, path: Path, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.path = path
         command = [COMMAND, "bench", "run", *TINY, "--json", str(self.path), *arguments]
         self.process = subprocess.Popen(
             command,
@@ -74,8 +81,8 @@ class Run:
         self.process.communicate(timeout=LIMIT_S)
 
 
-def test_guests_are_measured_with_and_without_protection(tmp_path: Path) -> None:
-    with Run(tmp_path, "--repeat", "1") as run:
+def test_guests_are_measured_with_and_without_protection(tmp_path: Path, folder: Path) -> None:
+    with Run(tmp_path / "results.jsonl", folder, "--repeat", "1") as run:
         status, output = run.finish()
     assert status == 0, output
     plain, protected = run.results.cells
@@ -98,13 +105,13 @@ def test_guests_are_measured_with_and_without_protection(tmp_path: Path) -> None
         assert len(cell.load.latencies_ms) == cell.load.rate
         assert cell.memory_mib["qemu"] > 50
     assert run.results.header.environment["cpu"]
-    with Run(tmp_path, "--repeat", "1") as run:
+    with Run(tmp_path / "results.jsonl", folder, "--repeat", "1") as run:
         status, output = run.finish()
     assert (status, "nothing is left to measure" in output) == (0, True)
 
 
-def test_a_guest_that_dies_is_recorded_and_ctrl_c_keeps_the_rest(tmp_path: Path) -> None:
-    with Run(tmp_path, "--repeat", "9") as run:
+def test_a_guest_that_dies_is_recorded_and_ctrl_c_keeps_the_rest(tmp_path: Path, folder: Path) -> None:
+    with Run(tmp_path / "results.jsonl", folder, "--repeat", "9") as run:
         lines = run.lines()
         assert "18 cells" in next(line for line in lines if "cells" in line)
         os.kill(first_qemu(run), signal.SIGKILL)
@@ -143,9 +150,9 @@ def first_qemu(run: Run) -> int:
     ],
 )
 def test_what_is_unknown_is_answered_with_what_is_known(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, folder: Path, arguments: list[str], message: str
 ) -> None:
-    with Run(tmp_path, *arguments) as run:
+    with Run(tmp_path / "results.jsonl", folder, *arguments) as run:
         status, output = run.finish()
     assert status == 2
     assert message in output
