@@ -47,6 +47,7 @@ while (1) {
     my $readable = "\\1";
     last if select($readable, undef, undef, 0);
 }
+<STDIN>;
 print "$units $written\\n";
 """
 
@@ -72,7 +73,7 @@ class Cpu:
 
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         pages = parameters["working_set_mib"] << 8
-        # In the shell's place, or what comes after the program's end would be a command.
+        # In the shell's place, for which nothing is left to read: what is unread would reset the connection.
         command = "exec " + shlex.join(["perl", "-e", _PROGRAM, str(parameters["pages_s"]), str(pages)])
         async with stage.shell_session(command, limit_s=seconds + _PATIENCE_S) as program:
             await program.expect("ready")
