@@ -90,7 +90,11 @@ class Stage:
                     await attempt.connect((self.address, port))
                     return trio.SocketStream(attempt)
             except OSError:
+                attempt.close()
                 await trio.sleep(_RETRY_S)
+            except trio.Cancelled:
+                attempt.close()
+                raise
             attempt.close()
 
     async def shell(self, command: str, *, limit_s: float = SHELL_LIMIT_S) -> str:

@@ -61,7 +61,7 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
     help="NAME or NAME:PARAMETER=NUMBER[:...], such as redis:clients=16.  [default: all, in all variants]",
 )
 @click.option("--epoch-ms", default="25", show_default=True, help="Epoch lengths of the mode epoch.")
-@click.option("--guest", default="q35", show_default=True, help="q35, microvm or synthetic.")
+@click.option("--guest", default="q35", show_default=True, help="q35 or microvm.")
 @click.option("--seconds", type=int, default=5, show_default=True, help="Of load in each cell.")
 @click.option("--repeat", type=int, default=3, show_default=True, help="Rounds.")
 @click.option(
