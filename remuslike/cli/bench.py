@@ -145,5 +145,61 @@ def disk(*, parts: tuple[str, ...], **options: Any) -> None:
     run_disk_bench(DiskOptions(parts=parts or PARTS, **options), Console())
 
 
+@bench.command()
+@click.option("--modes", default="all", help="Of unprotected, epoch, event-tap, adaptive.  [default: all]")
+@click.option(
+    "--workloads",
+    default="all",
+    help="NAME or NAME:PARAMETER=NUMBER[:...], such as redis:clients=16.  [default: all, in all variants]",
+)
+@click.option("--epoch-ms", default="25", show_default=True, help="Epoch lengths of the mode epoch.")
+@click.option("--guest", default="q35", show_default=True, help="q35 or microvm.")
+@click.option("--seconds", type=int, default=5, show_default=True, help="Of load in each cell.")
+@click.option("--repeat", type=int, default=3, show_default=True, help="Rounds.")
+@click.option(
+    "--kills", type=int, default=0, show_default=True, help="Hosts that die in each protected setting."
+)
+@click.option("--memory-mib", type=int, default=512, show_default=True, help="Of the guest.")
+@click.option("--vcpus", type=int, default=1, show_default=True, help="Of the guest.")
+@click.option(
+    "--detect-ms",
+    type=float,
+    default=100,
+    show_default=True,
+    help="Silence that means death, where hosts die.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("remuslike-bench.jsonl"),
+    show_default=True,
+    help="The results, a cell a line. If they are there the run goes on with them.",
+)
+@click.pass_context
+def run(
+    context: click.Context, /, *, modes: str, workloads: str, epoch_ms: str, guest: str, **options: Any
+) -> None:
+    """Run guests under each mode and workload, and write down all that was seen.
+
+    Every mode takes its turn in each round, so that what drifts on the machine hits all alike; the
+    unprotected guest is always among them. An interrupted run goes on with the same command.
+    """
+    from rich.console import Console
+
+    from remuslike.bench.options import RunOptions, parse_epochs, parse_guest, parse_modes, parse_workloads
+    from remuslike.bench.run import run_bench
+    from remuslike.bench.workloads import WORKLOADS
+
+    chosen = RunOptions(
+        modes=parse_modes(modes),
+        selection=parse_workloads(workloads, WORKLOADS),
+        epoch_ms=parse_epochs(epoch_ms),
+        guest=parse_guest(guest),
+        **options,
+    )
+    context.exit(run_bench(chosen, Console()))
+
+
 bench.add_command(report)
 bench.add_command(compare)

@@ -73,7 +73,10 @@ class SecondaryStatistics(Message):
 
 
 class Sample(Message):
-    """One finished epoch. `raw_bytes` is its dirty RAM, `wire_bytes` what of it travelled."""
+    """One finished epoch. `raw_bytes` is its dirty RAM, `wire_bytes` what of it travelled. What else a daemon
+    says of it is kept for whoever records all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     epoch: int
     at: float

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from remuslike.config import MODES, Mode
 from remuslike.demo.errors import DemoOptionError
+from remuslike.demo.plan import DAEMON
 
 MACHINES = ("q35", "microvm")
 
@@ -41,7 +41,12 @@ class DemoOptions:
     runs: int = 1
     json_path: Path | None = None
     keep: bool = False
-    daemon: tuple[str, ...] = (str(Path(sys.executable).with_name("remuslike")),)
+    daemon: tuple[str, ...] = DAEMON
+
+    @property
+    def epoch(self) -> dict[str, object]:
+        """The configuration's table of that name."""
+        return {"mode": self.mode, "epoch_ms": self.epoch_ms}
 
     @property
     def load_limit_bytes(self) -> int:

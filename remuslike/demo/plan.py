@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
-
-from remuslike.demo.options import DemoOptions
+from typing import Literal, Protocol
 
 Role = Literal["primary", "secondary"]
 ROLES: tuple[Role, ...] = ("primary", "secondary")
@@ -38,6 +37,7 @@ REPLICATION_PORT = 7000
 GUEST_MAC = "52:54:00:72:65:6d"
 ROOT_DISK, DATA_DISK = "root", "data"
 DATA_DEVICE = "vdb"  # the root image is the first disk
+DAEMON = (str(Path(sys.executable).with_name("remuslike")),)  # in front of `primary --config FILE`
 
 _NAMESPACE = re.compile(r"rl-(\d+)-[abc]")
 
@@ -110,23 +110,42 @@ class Directories:
 
 @dataclass(frozen=True, slots=True)
 class GuestFiles:
-    """What the guest boots from, and how."""
+    """What the guest boots from, and how; one that isn't QEMU's has a program of its own, and no image."""
 
-    kernel: Path
-    initrd: Path
-    root: Path
+    kernel: Path | None
+    initrd: Path | None
+    root: Path | None
     append: str
     accelerator: str
+    qemu: str | None = None
 
 
-def configuration(role: Role, options: DemoOptions, guest: GuestFiles, directories: Directories) -> str:
+class Definition(Protocol):
+    """A machine and how it is protected; `epoch` is the configuration's table of that name."""
+
+    @property
+    def machine(self) -> str: ...
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def epoch(self) -> Mapping[str, object]: ...
+    @property
+    def detect_ms(self) -> float: ...
+
+
+def configuration(role: Role, options: Definition, guest: GuestFiles, directories: Directories) -> str:
     """The TOML text of a daemon's configuration, as `remuslike.config` reads it."""
-    disks = ((ROOT_DISK, guest.root, True), (DATA_DISK, directories.data_disk(role), False))
-    tables: list[tuple[str, dict[str, object]]] = [
+    disks: list[tuple[str, Path, bool]] = [(DATA_DISK, directories.data_disk(role), False)]
+    if guest.root is not None:
+        disks.insert(0, (ROOT_DISK, guest.root, True))
+    tables: list[tuple[str, Mapping[str, object]]] = [
         ("", {"name": role, "run_directory": directories.run_directory(role)}),
         (
             "[guest]",
             {
+                "qemu": guest.qemu,
                 "machine": options.machine,
                 "accelerator": guest.accelerator,
                 "vcpus": options.vcpus,
@@ -142,18 +161,19 @@ def configuration(role: Role, options: DemoOptions, guest: GuestFiles, directori
             for name, path, read_only in disks
         ),
         ("[[guest.nics]]", {"mac": GUEST_MAC, "bridge": BRIDGE}),
-        ("[epoch]", {"mode": options.mode, "epoch_ms": options.epoch_ms}),
+        ("[epoch]", options.epoch),
         (
             "[link]",
             {"address": f"{PEER_ADDRESSES['secondary']}:{REPLICATION_PORT}", "detect_ms": options.detect_ms},
         ),
         ("[witness]", {"kind": "file", "path": directories.witness}),
     ]
-    return "\n".join(
-        "\n".join(([header] if header else []) + [f"{name} = {_toml(item)}" for name, item in values.items()])
-        + "\n"
-        for header, values in tables
-    )
+    return "\n".join(_table(header, values) for header, values in tables)
+
+
+def _table(header: str, values: Mapping[str, object]) -> str:
+    lines = [f"{name} = {_toml(item)}" for name, item in values.items() if item is not None]
+    return "\n".join([*([header] if header else []), *lines, ""])
 
 
 def _toml(item: object) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import trio
 from rich.console import Console
 from rich.text import Text
 
 from remuslike.demo.errors import DemoEnvironmentError, GuestLostError
+from remuslike.demo.interruption import Interrupted, run_interruptibly
 from remuslike.demo.observer import Observer
 from remuslike.demo.options import DemoOptions
 from remuslike.demo.plan import DATA_DEVICE, GUEST_ADDRESS, PREFIX_LENGTH_LAN, Directories, GuestFiles
@@ -36,14 +36,6 @@ TOOLS = {
     "debugfs": "e2fsprogs",
     "redis-check-aof": "redis-tools",
 }
-
-
-class Interrupted(BaseException):
-    """The user's wish: a signal that ends the demo. `number` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -109,42 +101,7 @@ def _guest(options: DemoOptions, view: View) -> GuestFiles:
 def _run_once(options: DemoOptions, seed: int, guest: GuestFiles, view: View) -> Result:
     with _work_directory(options.keep, view) as root:
         scenario = Scenario(options, seed, guest, Directories(root), view, Observer())
-        try:
-            return trio.run(_interruptible, scenario)
-        except BaseExceptionGroup as group:
-            raise _cause(group) from group
-
-
-async def _interruptible(scenario: Scenario) -> Result:
-    """Signals cancel the run instead of striking anywhere, so that its clean-up is never cut short."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    result: list[Result] = []
-    received: list[int] = []
-    with trio.open_signal_receiver(*numbers) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                async for number in signals:
-                    received.append(number)
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            result.append(await scenario.run())
-            nursery.cancel_scope.cancel()
-    if received:
-        raise Interrupted(received[0])
-    return result[0]
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first expected error, when there is nothing else in the group: a defect stays a group."""
-    expected, unexpected = group.split(expected_errors())
-    if expected is None or unexpected is not None:
-        return group
-    error: BaseException = expected
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        return run_interruptibly(scenario.run)
 
 
 @contextmanager

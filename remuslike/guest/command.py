@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from remuslike.config import GuestSettings
 
@@ -36,7 +37,7 @@ def build_command(
     A standby waits for its device state with RAM shared (not part of the stream) and no
     configuration section, which `xen-save-devices-state` doesn't write.
     """
-    bus = "device" if _has_no_pci(guest.machine) else "pci"
+    bus = device_bus(guest.machine)
     command = [guest.qemu, "-name", f"{name},process=qemu-{name}"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]
     command += ["-machine", f"{guest.machine},accel={guest.accelerator},memory-backend=ram"]
@@ -61,12 +62,13 @@ def build_command(
 
 
 # A disk's error is the guest's to handle; by default QEMU would stop it on a full disk, for ever.
-_ERRORS = "werror=report,rerror=report"
+ON_DISK_ERROR = "werror=report,rerror=report"
 
 
-def _has_no_pci(machine: str) -> bool:
+def device_bus(machine: str) -> Literal["device", "pci"]:
+    """How the names of a machine's virtio devices end: microvm has no PCI unless told to."""
     kind, *properties = machine.split(",")
-    return kind == "microvm" and "pcie=on" not in properties
+    return "device" if kind == "microvm" and "pcie=on" not in properties else "pci"
 
 
 def _disks(guest: GuestSettings, sockets: Sequence[Path], bus: str) -> list[str]:
@@ -75,13 +77,13 @@ def _disks(guest: GuestSettings, sockets: Sequence[Path], bus: str) -> list[str]
     for disk in guest.disks:
         node = f"disk-{disk.name}"
         if disk.read_only:
-            path = _escape(disk.image)
+            path = escape(disk.image)
             backend = f"driver=raw,node-name={node},read-only=on,file.driver=file,file.filename={path}"
         else:
-            path = _escape(next(remaining))
+            path = escape(next(remaining))
             backend = f"driver=nbd,node-name={node},export={disk.name},server.type=unix,server.path={path}"
         arguments += ["-blockdev", backend]
-        arguments += ["-device", f"virtio-blk-{bus},drive={node},serial={disk.name},{_ERRORS}"]
+        arguments += ["-device", f"virtio-blk-{bus},drive={node},serial={disk.name},{ON_DISK_ERROR}"]
     return arguments
 
 
@@ -95,6 +97,6 @@ def _nics(guest: GuestSettings, taps: Sequence[int], bus: str) -> list[str]:
     return arguments
 
 
-def _escape(path: Path) -> str:
+def escape(path: Path) -> str:
     """A comma ends a QEMU option's value unless it is doubled."""
     return str(path).replace(",", ",,")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from test_demo_report import SEEN
 
-from remuslike.demo import runner
+from remuslike.demo import interruption, runner
 from remuslike.demo.command import demo_command
 from remuslike.demo.errors import DemoEnvironmentError
 from remuslike.demo.options import DEFAULTS, DemoOptions
@@ -94,9 +94,9 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatc
 def test_an_expected_error_comes_out_of_its_groups_and_a_defect_does_not() -> None:
     error = DemoEnvironmentError("why")
     nested = BaseExceptionGroup("", [ExceptionGroup("", [error])])
-    assert runner._cause(nested) is error
+    assert interruption.cause(nested) is error
     mixed = BaseExceptionGroup("", [error, ZeroDivisionError()])
-    assert runner._cause(mixed) is mixed
+    assert interruption.cause(mixed) is mixed
 
 
 # --- the exit status of a run ---------------------------------------------------------------------

@@ -1,0 +1,67 @@
+"""The result file of a run on its disk: begun, gone on with, and appended to a cell at a time."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from remuslike.bench.errors import BenchEnvironmentError
+from remuslike.bench.options import RunOptions, refuse_others
+from remuslike.bench.results import Cell, Header, Results, decode_untrusted, encode_line
+
+
+class ResultFile:
+    """A file that is open for more cells; `found` is what an earlier run has left in it."""
+
+    def __init__(self, options: RunOptions, header: Header) -> None:
+        """Begins the file with `header`, unless it is there: then it must be of the same options.
+
+        Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run, and
+        BenchEnvironmentError when it can't be written.
+        """
+        self._path = options.json_path
+        try:
+            # Not "a": what was cut short at the end is overwritten.
+            self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self.found = self._go_on(options, header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _go_on(self, options: RunOptions, header: Header) -> Results:
+        contents = self._file.read()
+        if not contents:
+            self._append(encode_line(header))
+            return Results(header=header, cells=())
+        whole = contents[: contents.rfind(b"\n") + 1]
+        lines = whole.decode(errors="replace").split("\n")[:-1]
+        found = decode_untrusted((f"{line}\n" for line in lines), str(self._path))
+        refuse_others(found.header, options)
+        self._file.seek(len(whole))
+        self._file.truncate()
+        return found
+
+    def add(self, cell: Cell) -> None:
+        """A cell more, which is in the file when this returns. Raises BenchEnvironmentError."""
+        self._append(encode_line(cell))
+
+    def _append(self, line: str) -> None:
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> BenchEnvironmentError:
+        return BenchEnvironmentError(f"--json {self._path}: can't be written: {error.strerror}")
+
+    def __enter__(self) -> ResultFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,74 @@
+"""Request and response: redis, with a few and with many clients, each waiting for its answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remuslike.bench.errors import MeasurementError
+from remuslike.bench.requests import CONNECT_LIMIT_S
+from remuslike.bench.results import Load
+from remuslike.bench.stage import Stage
+from remuslike.image import SERVICE_PORT, Service
+
+_INTERVAL_S = 0.25
+_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Redis:
+    """`clients` connections, each with one request under way. `kind` is of `remuslike.bench.requests`,
+    `fsync` is redis's appendfsync: when a write that is acknowledged is on the disk."""
+
+    name: str
+    kind: str
+    fsync: str
+    unit: str
+    variants: tuple[Mapping[str, int], ...]
+    service: Service = "redis"
+
+    @property
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        return {"clients": (1, 1000)}
+
+    async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
+        set_fsync = f"redis-cli config set appendfsync {self.fsync}"
+        if (answer := (await stage.shell(set_fsync)).strip()) != "OK":
+            raise MeasurementError(f"{set_fsync}: {answer!r}")
+        arguments = [stage.address, SERVICE_PORT, parameters["clients"], seconds, self.kind]
+        command = [sys.executable, "-m", "remuslike.bench.requests", *map(str, arguments)]
+        async with stage.tool_session(*command, limit_s=seconds + CONNECT_LIMIT_S + _PATIENCE_S) as clients:
+            await clients.expect("ready")
+            with stage.measured():
+                await clients.send(b"go\n")
+                printed = await clients.finish()
+        try:
+            found = json.loads(printed)
+            latencies_ms, at_s = tuple(found["latencies_ms"]), found["at_s"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MeasurementError(f"the clients' report can't be understood: {printed[-200:]!r}") from error
+        return Load(
+            unit=self.unit,
+            rate=len(latencies_ms) / seconds,
+            latencies_ms=latencies_ms,
+            series=series_of(at_s, seconds),
+        )
+
+
+def series_of(at_s: list[float], seconds: float) -> tuple[tuple[float, float], ...]:
+    """The rate in each interval of _INTERVAL_S."""
+    counts = Counter(int(at // _INTERVAL_S) for at in at_s)
+    slots = range(round(seconds / _INTERVAL_S))
+    return tuple((slot * _INTERVAL_S, counts[slot] / _INTERVAL_S) for slot in slots)
+
+
+# "everysec" is redis's own default: the load is of the network and of memory.
+REQUESTS = Redis(
+    "redis", "write", "everysec", "requests/s", ({"clients": 1}, {"clients": 16}, {"clients": 256})
+)
+
+# A bank's setting: what was acknowledged is on the disk.
+TRANSACTIONS = Redis("oltp", "transaction", "always", "transactions/s", ({"clients": 16},))

@@ -1,0 +1,79 @@
+"""Clients that wait for each answer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from remuslike.bench.requests import KINDS, ask
+
+ANSWERS = {
+    "write": b"+OK\r\n",
+    "transaction": b"+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n*3\r\n$-1\r\n:7\r\n+OK\r\n",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_answer_is_whole_at_its_end_and_not_before(name: str) -> None:
+    answer = ANSWERS[name]
+    cuts = range(len(answer) + 1)
+    assert [KINDS[name].is_whole(answer[:cut]) for cut in cuts] == [cut == len(answer) for cut in cuts]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("write", b"-OOM command not allowed\r\n"),
+        ("write", b"+PONG\r\n"),
+        ("transaction", b"+OK\r\n-ERR unknown\r\n"),
+        ("transaction", ANSWERS["transaction"].replace(b":7", b"-ERR not an integer")),
+    ],
+)
+def test_any_other_answer_is_an_error(name: str, answer: bytes) -> None:
+    with pytest.raises(ValueError, match="the server answers"):
+        KINDS[name].is_whole(answer)
+
+
+@pytest.fixture
+def streams() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for pair in pairs:
+            for end in pair:
+                stack.enter_context(end)
+        yield pairs
+
+
+def serve(end: socket.socket, answer: bytes) -> None:
+    """Answers each request in two pieces, until the client is gone."""
+    while end.recv(4096):
+        end.sendall(answer[:3])
+        end.sendall(answer[3:])
+
+
+def test_every_answer_is_timed(streams: list[tuple[socket.socket, socket.socket]]) -> None:
+    threads = [threading.Thread(target=serve, args=(there, b"+OK\r\n")) for _, there in streams]
+    for thread in threads:
+        thread.start()
+    try:
+        found = ask([here for here, _ in streams], KINDS["write"], seconds=0.05)
+    finally:
+        for here, _ in streams:
+            here.close()
+        for thread in threads:
+            thread.join()
+    assert len(found.latencies_ms) == len(found.at_s) >= len(streams)
+    assert all(latency >= 0 for latency in found.latencies_ms)
+    assert found.at_s == sorted(found.at_s)
+    assert found.at_s[-1] <= 0.05
+
+
+def test_a_server_that_closes_is_an_error(streams: list[tuple[socket.socket, socket.socket]]) -> None:
+    for _, there in streams:
+        there.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionError, match="closed a connection"):
+        ask([here for here, _ in streams], KINDS["write"], seconds=5)
