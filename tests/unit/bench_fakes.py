@@ -108,6 +108,8 @@ def sample(epoch: int, at: float) -> Sample:
         epoch=epoch,
         at=at,
         dirty_pages=10,
+        seal_ms=0.1,
+        gap_ms=0.1,
         pause_ms=4.0,
         stop_ms=1.0,
         scan_ms=1.0,
