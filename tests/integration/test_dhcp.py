@@ -15,11 +15,10 @@ from random import Random
 
 import pytest
 import trio
-from daemon_harness import Cluster, Node, Shape, cluster, marks, run
+from daemon_harness import FIRST_HOST, Cluster, Node, Shape, cluster, marks, run
 from dhcp_client import Clients, Wants, asking, find_violations
 from dhcp_history import Answer, Echoed, Leased, contradictions, read_books, violations
 from guest_client import stop_guest
-from test_failover_successor import FIRST_HOST, as_secondary, wait_protected
 
 from remuslike.demo import plan
 from remuslike.image import ECHO_LOG, host_tsc_khz, kernel_command_line
@@ -60,7 +59,7 @@ def dhcp_cluster() -> Iterator[Cluster]:
 
 def succeeding_each_other(hosts: Cluster) -> dict[str, Node]:
     """Both hosts as secondaries, each with the other for its successor, by the host's namespace."""
-    first, second = as_secondary(hosts), hosts.secondary
+    first, second = hosts.as_secondary(), hosts.secondary
     first.document["link"]["successor"] = SECOND_HOST
     second.document["link"]["successor"] = FIRST_HOST
     return {node.namespace: node for node in (first, second)}
@@ -86,7 +85,7 @@ async def test_fifty_dead_hosts_have_told_nothing_that_the_survivor_does_not_kno
                 found = await find_violations(hosts, clients)
                 assert not found, f"kill {number}: {found[:5]}"
                 active, standby = standby, successor
-                await wait_protected(active)
+                await active.wait_protected_again()
         await stop_guest(hosts, active, standby)
         check_disk(active.node, clients)
 
