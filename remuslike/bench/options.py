@@ -12,7 +12,7 @@ from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.results import UNPROTECTED, Guest, Header, Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-REAL_GUESTS: tuple[Guest, ...] = ("q35", "microvm")
+GUESTS: tuple[Guest, ...] = get_args(Guest)
 
 Parameters = Mapping[str, int]
 Selection = Mapping[str, tuple[Parameters, ...]]
@@ -109,10 +109,10 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
 
 def parse_guest(text: str) -> Guest:
     """What kind of guest is measured."""
-    for guest in REAL_GUESTS:
+    for guest in GUESTS:
         if guest == text:
             return guest
-    raise BenchOptionError(f"--guest: {text!r} is unknown; the known ones are {', '.join(REAL_GUESTS)}")
+    raise BenchOptionError(f"--guest: {text!r} is unknown; the known ones are {', '.join(GUESTS)}")
 
 
 def parse_epochs(text: str) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from time import monotonic
 import trio
 from rich.console import Console
 
+from remuslike.bench import synthetic
 from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
 from remuslike.bench.hosts import Hosts, RealGuests
@@ -25,8 +26,9 @@ from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Load, Variant
 from remuslike.bench.runview import RunView
 from remuslike.bench.stage import Window
+from remuslike.bench.synthetic import SyntheticGuests
 from remuslike.bench.takeover import Takeover, measure_takeover
-from remuslike.bench.workloads import WORKLOADS
+from remuslike.bench.workloads import workloads_of
 from remuslike.bench.workloads.contract import Workload
 from remuslike.demo.interruption import Interrupted, cause, run_interruptibly
 from remuslike.demo.messages import Sample
@@ -35,12 +37,11 @@ from remuslike.image import build_image, probe_accelerator
 
 STATUS_DONE, STATUS_INCOMPLETE = 0, 1
 
-TOOLS = {
+TOOLS = {"ip": "iproute2", "setpriv": "util-linux"}
+TOOLS_OF_REAL_GUESTS = {
     "qemu-system-x86_64": "qemu-system-x86",
-    "ip": "iproute2",
     "iperf3": "iperf3",
     "mke2fs": "e2fsprogs",
-    "setpriv": "util-linux",
 }
 
 SETTLE_S = 1.0  # of a guest that has booted: what it does then is not the workload's
@@ -56,7 +57,7 @@ def run_bench(options: RunOptions, console: Console) -> int:
     results. Raises BenchError, and what the guest's image raises.
     """
     options.check()
-    _check_environment()
+    _check_environment(options)
     header = Header(environment=asdict(record_environment()), options=options.recorded())
     with ResultFile(options, header) as file:
         view = RunView(console)
@@ -89,9 +90,12 @@ class Cast:
 
 def _cast(options: RunOptions, view: RunView) -> Cast:
     """May build the guest image, which needs a network."""
+    if options.guest == "synthetic":
+        return Cast(SyntheticGuests(options), workloads_of("synthetic"), synthetic.measure_takeover)
     image = build_image(progress=view.say)
-    place = RealGuests(options, image, probe_accelerator(image), WORKLOADS)
-    return Cast(place, WORKLOADS, measure_takeover)
+    workloads = workloads_of(options.guest)
+    place = RealGuests(options, image, probe_accelerator(image), workloads)
+    return Cast(place, workloads, measure_takeover)
 
 
 class Bench:
@@ -197,9 +201,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _check_environment() -> None:
+def _check_environment(options: RunOptions) -> None:
     if os.geteuid() != 0:
         raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
-    for tool, package in TOOLS.items():
+    tools = TOOLS if options.guest == "synthetic" else TOOLS | TOOLS_OF_REAL_GUESTS
+    for tool, package in tools.items():
         if shutil.which(tool) is None:
             raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")

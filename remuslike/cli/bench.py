@@ -150,10 +150,11 @@ def disk(*, parts: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--workloads",
     default="all",
-    help="NAME or NAME:PARAMETER=NUMBER[:...], such as redis:clients=16.  [default: all, in all variants]",
+    help="NAME or NAME:PARAMETER=NUMBER[:...], such as redis:clients=16 or, of a synthetic guest,"
+    " frames:frames_s=100.  [default: all, in all variants]",
 )
 @click.option("--epoch-ms", default="25", show_default=True, help="Epoch lengths of the mode epoch.")
-@click.option("--guest", default="q35", show_default=True, help="q35 or microvm.")
+@click.option("--guest", default="q35", show_default=True, help="q35, microvm or synthetic.")
 @click.option("--seconds", type=int, default=5, show_default=True, help="Of load in each cell.")
 @click.option("--repeat", type=int, default=3, show_default=True, help="Rounds.")
 @click.option(
@@ -189,13 +190,14 @@ def run(
 
     from remuslike.bench.options import RunOptions, parse_epochs, parse_guest, parse_modes, parse_workloads
     from remuslike.bench.run import run_bench
-    from remuslike.bench.workloads import WORKLOADS
+    from remuslike.bench.workloads import workloads_of
 
+    kind = parse_guest(guest)
     chosen = RunOptions(
         modes=parse_modes(modes),
-        selection=parse_workloads(workloads, WORKLOADS),
+        selection=parse_workloads(workloads, workloads_of(kind)),
         epoch_ms=parse_epochs(epoch_ms),
-        guest=parse_guest(guest),
+        guest=kind,
         **options,
     )
     context.exit(run_bench(chosen, Console()))

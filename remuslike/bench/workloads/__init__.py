@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from remuslike.bench.workloads import cpu, fio, idle, iperf, redis
+from remuslike.bench.results import Guest
+from remuslike.bench.workloads import cpu, fio, idle, iperf, redis, synthetic
 from remuslike.bench.workloads.contract import Workload
 
 _ALL: tuple[Workload, ...] = (
@@ -20,4 +21,9 @@ _ALL: tuple[Workload, ...] = (
 )
 
 WORKLOADS: Mapping[str, Workload] = {workload.name: workload for workload in _ALL}
-"""By name, in the order in which they are measured."""
+"""Of guests that run Linux, by name, in the order in which they are measured."""
+
+
+def workloads_of(guest: Guest) -> Mapping[str, Workload]:
+    """What a kind of guest can do."""
+    return synthetic.WORKLOADS if guest == "synthetic" else WORKLOADS

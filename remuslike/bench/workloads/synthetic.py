@@ -1,0 +1,95 @@
+"""What a synthetic guest does: sets of rates, and clients that count."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import trio
+
+from remuslike.bench.results import Load
+from remuslike.bench.stage import Stage, socket_in
+from remuslike.image import Service
+from remuslike.synthetic import Rates
+from remuslike.synthetic.client import open_client
+
+CLIENTS = "clients"
+
+
+def rates_of(parameters: Mapping[str, int], address: str) -> Rates:
+    """A variant's rates; its clients are none of the guest's."""
+    return Rates(address=address, **{name: value for name, value in parameters.items() if name != CLIENTS})
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """So many `clients`, each with one request under way, beside the guest's own work. With clients the rate
+    is of their answers; without, it is how fast the guest's clock goes, and so its work."""
+
+    name: str
+    variants: tuple[Mapping[str, int], ...]
+    limits: Mapping[str, tuple[int, int]]
+    service: Service = "none"
+
+    async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
+        udp = socket_in(stage.client, socket.SOCK_DGRAM)
+        async with open_client(udp, stage.address) as client:
+            began, before = monotonic(), await client.report()
+            with stage.measured():
+                verdict = await client.load(parameters.get(CLIENTS, 0), seconds)
+            ended, after = monotonic(), await client.report()
+        lasted_s = ended - began
+        share = (after.clock_ns - before.clock_ns) / 1e9 / lasted_s
+        details = {
+            "guest_clock": round(share, 4),
+            "pages_s": (after.pages - before.pages) / lasted_s,
+            "frames_s": (after.frames - before.frames) / lasted_s,
+            "blocks_s": (after.blocks - before.blocks) / lasted_s,
+            "contradictions": after.contradictions,
+        }
+        if not parameters.get(CLIENTS):
+            return Load(unit="guest s/s", rate=share, details=details)
+        latencies_ms = tuple(round(latency, 3) for latency in verdict.latencies_ms)
+        return Load(
+            unit="answers/s", rate=verdict.acknowledged / seconds, latencies_ms=latencies_ms, details=details
+        )
+
+
+async def wait_ready(stage: Stage) -> None:
+    """Returns when the guest answers; its client has a limit."""
+    async with open_client(socket_in(stage.client, socket.SOCK_DGRAM), stage.address) as client:
+        await client.report()
+        await trio.lowlevel.checkpoint()
+
+
+_PAGES = {"dirty_pages_s": (0, 1_000_000), "working_set_mib": (1, 256)}
+_WORK = {"dirty_pages_s": 1000, "working_set_mib": 16}
+
+_ALL = (
+    Synthetic(
+        "requests",
+        tuple({CLIENTS: clients, **_WORK} for clients in (1, 16, 64)),
+        {CLIENTS: (1, 1024), **_PAGES},
+    ),
+    Synthetic(
+        "pages",
+        tuple({"dirty_pages_s": rate, "working_set_mib": 64} for rate in (0, 1000, 10_000, 100_000)),
+        _PAGES,
+    ),
+    # The rate of output at which tapping each frame costs more than an epoch does.
+    Synthetic(
+        "frames",
+        tuple({"frames_s": rate, **_WORK} for rate in (10, 100, 1000, 5000)),
+        {"frames_s": (0, 1_000_000), **_PAGES},
+    ),
+    Synthetic(
+        "writes",
+        tuple({"disk_writes_s": rate, **_WORK} for rate in (10, 100, 1000)),
+        {"disk_writes_s": (0, 1_000_000), **_PAGES},
+    ),
+)
+
+WORKLOADS: Mapping[str, Synthetic] = {workload.name: workload for workload in _ALL}
+"""By name, in the order in which they are measured."""
