@@ -61,7 +61,7 @@ class Arena:
                 if self._slab_bytes + size > self._limit_bytes:
                     return None
                 slab = self._new(size)
-            return memoryview(slab)[:length]
+            return slab.data[:length]
 
     def _new(self, size: int) -> _Slab:
         rest = self._rests.get(size, _NOTHING)

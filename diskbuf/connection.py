@@ -146,6 +146,7 @@ class Connection:
                     return False
                 continue
             request = decode_request(header)
+            del header  # a view, that would keep its slab from being used again
             if request.command == _DISC:
                 self._send_replies()
                 return True

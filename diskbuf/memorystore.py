@@ -11,8 +11,6 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import repeat
-from operator import setitem
 
 import numpy as np
 
@@ -106,9 +104,8 @@ class MemoryStore:
             self._check_writable(extents[0].offset, extents[0].length)
         offsets = [extent.offset for extent in extents]
         ends = [extent.offset + extent.length for extent in extents]
-        copies = map(
-            setitem, repeat(self._bytes), map(slice, offsets, ends), [extent.data for extent in extents]
-        )
+        payloads = [extent.data for extent in extents]
+        copies = map(self._bytes.__setitem__, map(slice, offsets, ends), payloads)
         deque(copies, maxlen=0)  # all of them without a step of the interpreter in between
         allocated = np.frombuffer(self._allocated, dtype=np.uint8)
         allocated[np.array(offsets, dtype=np.int64) // CHUNK_BYTES] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from remuslike.bench.processes import start_process
 from remuslike.bench.traffic import usage
 
 _FILL = Job("write", 1 << 20)
+_GREETING = b"NBDMAGIC"
 _PATIENCE_S = 60.0  # on top of what was asked for
 
 
@@ -28,12 +30,12 @@ class Server:
     """An NBD server on a unix socket; `name` is its setting's."""
 
     name: str
-    socket: Path
+    path: Path
     process: int
 
     @property
     def uri(self) -> str:
-        return f"nbd+unix:///?socket={quote(str(self.socket))}"
+        return f"nbd+unix:///?socket={quote(str(self.path))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +47,33 @@ class Served:
     cores: dict[str, float]
 
 
-def start_nbdkit(stack: ExitStack, name: str, socket: Path, size_bytes: int) -> Server:
+def start_nbdkit(stack: ExitStack, name: str, path: Path, size_bytes: int) -> Server:
     """nbdkit's memory plugin. Raises MeasurementError."""
-    command = ["nbdkit", "--foreground", "--unix", str(socket), "memory", str(size_bytes)]
-    return _start(stack, name, socket, command)
+    command = ["nbdkit", "--foreground", "--unix", str(path), "memory", str(size_bytes)]
+    return _start(stack, name, path, command)
 
 
 def start_diskbuf(
-    stack: ExitStack, name: str, socket: Path, store: str, *, every_ms: float, journal: Path | None = None
+    stack: ExitStack, name: str, path: Path, store: str, *, every_ms: float, journal: Path | None = None
 ) -> Server:
     """`python -m diskbuf serve`; with `every_ms` 0 there are no epochs. Raises MeasurementError."""
-    command = [sys.executable, "-m", "diskbuf", "serve", "--store", store, "--socket", str(socket)]
+    command = [sys.executable, "-m", "diskbuf", "serve", "--store", store, "--socket", str(path)]
     command += ["--release-every", f"{every_ms:g}"]
     command += [] if journal is None else ["--journal", str(journal)]
-    return _start(stack, name, socket, command)
+    return _start(stack, name, path, command)
 
 
-def _start(stack: ExitStack, name: str, socket: Path, command: Sequence[str]) -> Server:
+def _start(stack: ExitStack, name: str, path: Path, command: Sequence[str]) -> Server:
     process = start_process(stack, command)
 
     def listens() -> bool:
         if process.poll() is not None:
             raise MeasurementError(f"{name}: status {process.returncode} of: {' '.join(command)}")
-        return socket.exists()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(path)) == 0 and probe.recv(len(_GREETING)) == _GREETING
 
-    wait_until(listens, f"{name} serves at {socket}")
-    return Server(name, socket, process.pid)
+    wait_until(listens, f"{name} serves at {path}")
+    return Server(name, path, process.pid)
 
 
 async def fill(server: Server, size_bytes: int) -> None:

@@ -17,6 +17,7 @@ from remuslike.bench.processes import start_process
 from remuslike.image import AGENT_PORT, Accelerator, GuestImage, host_tsc_khz, kernel_command_line
 
 _MEMORY_MIB = 128  # the least that the image boots in
+_FIO_MEMORY_MIB = 512  # fio's libraries are many, and want to be mapped
 _BOOT_LIMIT_S = 90.0  # under TCG some five seconds, on an idle machine
 _ATTEMPT_S = 1.0
 _RETRY_S = 0.1
@@ -90,7 +91,7 @@ def start_qemu_guest(lan: Lan, image: GuestImage, accelerator: Accelerator) -> Q
     Raises MeasurementError, `netbuf.NetbufError`.
     """
     place = lan.new_place()
-    command = _qemu(image, accelerator, f"{place.address}/{PREFIX_LENGTH}")
+    command = _qemu(image, accelerator, f"{place.address}/{PREFIX_LENGTH}", _MEMORY_MIB)
     command += ["-netdev", f"tap,id=net0,fd={place.tap.fileno()},vhost=off"]
     command += ["-device", f"virtio-net-pci,netdev=net0,mac={place.mac},romfile="]
     process = lan.start(command, descriptors=(place.tap.fileno(),))
@@ -107,20 +108,22 @@ def start_disk_guest(
     with socket.socket() as free:  # QEMU takes no port of its own choice
         free.bind((_LOOPBACK, 0))
         port = free.getsockname()[1]
-    command = _qemu(image, accelerator, "10.0.2.15/24")
+    command = _qemu(image, accelerator, "10.0.2.15/24", _FIO_MEMORY_MIB)
     command += ["-blockdev", f"{blockdev},node-name=data", "-device", "virtio-blk-pci,drive=data"]
     command += ["-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:{_LOOPBACK}:{port}-:{AGENT_PORT}"]
     command += ["-device", "virtio-net-pci,netdev=net0,romfile="]
     return Agent(_LOOPBACK, port), start_process(stack, command).pid
 
 
-def _qemu(image: GuestImage, accelerator: Accelerator, address: str) -> list[str]:
+def _qemu(image: GuestImage, accelerator: Accelerator, address: str, memory_mib: int) -> list[str]:
     """The command line but for the NIC; `address` is for eth0."""
     append = kernel_command_line(addresses=[address], tsc_khz=host_tsc_khz())
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
-    command += ["-machine", f"q35,accel={accelerator}", "-cpu", "max", "-m", str(_MEMORY_MIB)]
+    command += ["-machine", f"q35,accel={accelerator}", "-cpu", "max", "-m", str(memory_mib)]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append]
-    return [*command, "-drive", f"file={quote(image.root)},format=raw,if=virtio,readonly=on"]
+    # A device in so many words: one that -drive implies would come after all others, and not be vda.
+    command += ["-drive", f"file={quote(image.root)},format=raw,if=none,id=root,readonly=on"]
+    return [*command, "-device", "virtio-blk-pci,drive=root"]
 
 
 def quote(path: Path) -> str:

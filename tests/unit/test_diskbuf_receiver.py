@@ -49,6 +49,7 @@ def receive_all(receiver: Receiver, lengths: list[int]) -> list[memoryview]:
         while (header := receiver.header()) is None:
             assert receiver.fill()
         assert header == HEADER
+        del header
         payloads.append(receiver.payload(length))
     return payloads
 
