@@ -15,7 +15,7 @@ import pytest
 
 from diskbuf import DiskBuffer, SealedWrites
 from diskbuf.store import apply_extents
-from remuslike.daemon.retained import RetainedWrites
+from remuslike.daemon.retained import RetainedOutputs
 
 from .disk import STORE, Disk, History, RecordedStore, choices
 
@@ -82,10 +82,10 @@ async def live(random: Random, *, sync_releases: bool) -> Life:
     return life
 
 
-def moments(life: Life) -> Iterator[tuple[History, RetainedWrites, bytes]]:
+def moments(life: Life) -> Iterator[tuple[History, RetainedOutputs, bytes]]:
     """Each moment at which the host may be lost: the disk's history, what the other host has kept, and the
     disk that must come of them."""
-    history, retained, expected = History(life.disk.base), RetainedWrites(), life.images[0]
+    history, retained, expected = History(life.disk.base), RetainedOutputs(), life.images[0]
     for length in range(len(life.disk.log) + 1):
         if length:
             history.add(life.disk.log[length - 1])
@@ -94,12 +94,12 @@ def moments(life: Life) -> Iterator[tuple[History, RetainedWrites, bytes]]:
             if event is Event.TOLD:
                 retained.forget(epoch)
             else:
-                retained.keep(epoch, [(0, life.writes[epoch])])
+                retained.keep(epoch, [(0, life.writes[epoch])], [])
                 expected = life.images[epoch]
             yield history, retained, expected
 
 
-def replayed(image: bytes, retained: RetainedWrites) -> bytes:
+def replayed(image: bytes, retained: RetainedOutputs) -> bytes:
     """What the survivor makes of the disk that it finds."""
     disk = Disk(b"", image, Random(0))
     for _, _, writes in retained.writes():
@@ -147,7 +147,7 @@ async def test_a_release_that_is_told_before_it_is_durable_is_caught() -> None:
 
 @pytest.mark.parametrize("forgotten", ["newest", "oldest"])
 async def test_a_survivor_that_forgets_is_caught(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    replay = RetainedWrites.replay
+    replay = RetainedOutputs.writes
     left_out = slice(None, -1) if forgotten == "newest" else slice(1, None)
-    monkeypatch.setattr(RetainedWrites, "replay", lambda retained: replay(retained)[left_out])
+    monkeypatch.setattr(RetainedOutputs, "writes", lambda retained: replay(retained)[left_out])
     assert await caught()

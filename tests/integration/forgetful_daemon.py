@@ -18,19 +18,19 @@ from remuslike.config import load_settings
 from remuslike.daemon import backup_session
 from remuslike.daemon.backup import BackupDaemon
 from remuslike.daemon.hooks import pass_step
-from remuslike.daemon.retained import RetainedWrites
+from remuslike.daemon.retained import RetainedOutputs
 
 
-class ForgottenWrites(RetainedWrites):
+class ForgottenOutputs(RetainedOutputs):
     """Kept in vain."""
 
-    def replay(self) -> list[tuple[int, int, SealedWrites]]:
+    def writes(self) -> list[tuple[int, int, SealedWrites]]:
         return []
 
 
 def main(role: str, _option: str, path: str) -> None:
     assert role == "secondary", f"no {role} has anything to forget"
-    backup_session.RetainedWrites = ForgottenWrites  # type: ignore[misc]
+    backup_session.RetainedOutputs = ForgottenOutputs  # type: ignore[misc]
     trio.run(BackupDaemon(load_settings(Path(path)), pass_step).run)
 
 
