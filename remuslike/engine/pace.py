@@ -8,6 +8,10 @@ from remuslike.engine.policy import Situation, TriggerPolicy
 # What the latest checkpoint counts in an average: a load that changes is followed within some four epochs.
 _WEIGHT = 0.25
 
+# So late a timer may be that is exact to the millisecond, on a processor that is busy. An epoch counts from
+# when it was due, or every one of them would be longer by that much than it was asked to be.
+_TIMER_LATE_S = 0.002
+
 
 class Pace:
     """Asks the policy. Its part of the core's state, kept apart so that the rest stays readable."""
@@ -25,9 +29,10 @@ class Pace:
         """Whether the guest waits for the acknowledgement of each epoch."""
         return self._policy.synchronous
 
-    def begin(self, now: float) -> None:
-        """A checkpoint starts: what it doesn't cover is the next epoch's."""
-        self._began = now
+    def begin(self, now: float, due_at: float | None = None) -> None:
+        """A checkpoint starts that was due at `due_at`: what it doesn't cover is the next epoch's."""
+        in_time = due_at is not None and 0 <= now - due_at <= _TIMER_LATE_S
+        self._began = due_at if due_at is not None and in_time else now
 
     def output_held(self, event: OutputHeld) -> None:
         """Of an epoch's outputs of a kind the first counts. It may belong to the epoch behind the one that is

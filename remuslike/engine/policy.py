@@ -13,9 +13,10 @@ from remuslike.engine.events import OutputKind
 class Situation:
     """What a policy is told about the open epoch, and about those before it.
 
-    `began`: when it did, with the start of the checkpoint before it. `first_frame`, `first_write`: when its
-    first output of either kind was held; None: not yet. `committed_at`: when the last acknowledgement came;
-    None while one is due. `pause_s`, `frames`: averages over recent checkpoints, the latest counting most.
+    `began`: when it did, with the start of the checkpoint before it (or when that was due, if a timer was a
+    little late). `first_frame`, `first_write`: when its first output of either kind was held; None: not yet.
+    `committed_at`: when the last acknowledgement came; None while one is due. `pause_s`, `frames`: averages
+    over recent checkpoints, the latest counting most.
     """
 
     began: float

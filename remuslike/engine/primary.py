@@ -217,7 +217,7 @@ class PrimaryCore:
             due_at = self._due_at()
             due = (due_at is not None and now >= due_at) or self._pressure is not Pressure.NONE
             if due or self._final is not None:
-                self._pace.begin(now)
+                self._pace.begin(now, due_at)
                 if self._final is not None:
                     self._final_epoch = self.open_epoch
                 return self._start_checkpoint(base=False)

@@ -30,6 +30,20 @@ def test_epochs_are_counted_from_the_start_of_the_one_before() -> None:
     assert not policy.synchronous
 
 
+@pytest.mark.parametrize(
+    ("started", "began"),
+    [(1.0, 1.0), (1.0015, 1.0), (1.5, 1.5), (0.9, 0.9)],
+    ids=["in time", "a late timer", "long overdue", "early, under pressure"],
+)
+def test_a_late_timer_makes_no_epoch_longer(started: float, began: float) -> None:
+    pace = Pace(EpochPolicy(0.5))
+    pace.begin(0.5)
+    due_at = pace.due_at(1, committing=False)
+    assert due_at == 1.0
+    pace.begin(started, due_at)
+    assert pace.due_at(2, committing=False) == began + 0.5
+
+
 # --- event-tap --------------------------------------------------------------------------------------
 
 
