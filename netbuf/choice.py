@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from netbuf.errors import KernelModuleError, KernelRefusedError, LimitError, NetbufError, PrivilegeError
+from netbuf.errors import KernelModuleError, KernelRefusedError, LimitError, PrivilegeError
 from netbuf.ledger import Backend
 from netbuf.plughold import PlugHold
 from netbuf.redirect import Network
@@ -38,7 +38,7 @@ def probe_plug() -> None:
 
     The kernel loads the modules that it has. Raises `KernelModuleError` by name, `PrivilegeError`.
     """
-    failures: list[NetbufError] = []
+    failures: list[Exception] = []
 
     def probe() -> None:
         try:
@@ -49,7 +49,7 @@ def probe_plug() -> None:
                 network.delete(_PROBE)
             finally:
                 network.close()
-        except NetbufError as error:
+        except Exception as error:  # a thread would keep it to itself
             failures.append(error)
 
     # A namespace belongs to a thread: this one's ends with it, and the caller's is never touched.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from netbuf.errors import (
     BridgeError,
     InterfaceNameError,
+    InterfaceVanishedError,
     KernelRefusedError,
     NameClashError,
     NetbufError,
@@ -112,6 +113,9 @@ def _refuse_strangers(network: Network, guest: str, hold: str) -> None:
     found = network.link(hold)
     if found is not None and not is_hold(found):
         raise NameClashError(f"interface {hold!r} exists already and is no hold; delete it or rename the tap")
+    for other in guests_of(found) if found else ():
+        if other != guest and is_locked(other):
+            raise NameClashError(f"{hold!r} holds what {other!r} sends; rename the tap {guest!r}")
     index = network.index(guest)
     strangers = set(network.redirects(index)) - {0, found.index if found else 0}
     if strangers:
@@ -193,6 +197,8 @@ def clean(network: Network) -> list[str]:
                 network.down(link.name)
                 network.unhook(link.name)
                 lines.append(f"{link.name}: {_put_back(network, link)}")
+            except (BridgeError, InterfaceVanishedError) as error:
+                lines.append(f"{link.name}: left down: {error}")
             finally:
                 lock.close()
     return lines
@@ -229,8 +235,8 @@ def _put_back(network: Network, link: Link) -> str:
     if named is None:
         return "no longer redirected, left down"
     network.enslave(link.name, network.bridge(named))
-    network.describe(link.name, "")
     network.up(link.name)
+    network.describe(link.name, "")  # last: by this alone the next `clean` knows of it
     return f"a port of {named} again, unheld"
 
 

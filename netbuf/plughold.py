@@ -91,7 +91,7 @@ class PlugHold:
         self._nap = trio.CancelScope()  # in which `run` waits; a new one each time
         self._refused_items = 0
         self._broken: BrokenError | None = None  # met where it can't be raised: `run` does
-        self._running = False
+        self._running: bool | None = None  # None: not yet
         self._closed = False
 
     # --- the OutputBuffer contract --------------------------------------------------------------
@@ -111,10 +111,7 @@ class PlugHold:
         self._callbacks.append(callback)
 
     def on_output(self, callback: Callable[[int], None]) -> None:
-        """From the next epoch on, have `callback(epoch)` called in the trio thread at its first output.
-
-        The gate tells of it, so it isn't polled for. Prerequisite: `run` is running.
-        """
+        """From the next epoch on, have `callback(epoch)` called at its first output, if `run` is running."""
         self._first.on_output(callback)
 
     def open_items(self) -> int:
@@ -221,6 +218,8 @@ class PlugHold:
                 self._ledger.end_open(opened=opened)
                 self._wake()
             self._copies.ignore()
+            if self._running is False:  # since: both were cancelled, and this could not be
+                self._stop_passing()
 
     def discard(self) -> None:
         """Drop all that is held; nothing leaves ever after. Idempotent, never raises."""
@@ -269,8 +268,7 @@ class PlugHold:
         """
         self._ledger.check_announce("replay()")
         check_frames([frame[VNET_HEADER_BYTES:] for frame in frames])
-        refused_items = self._plumbing.replay(frames) if frames else 0
-        self._ledger.dropped(refused_items)
+        self._ledger.dropped(self._plumbing.replay(frames) if frames else 0)
 
     def close(self) -> None:
         """Discard, then remove the interfaces; a `run` under way returns. Idempotent, never raises.
@@ -311,12 +309,16 @@ class PlugHold:
                 await self._until_worth_a_look()
         finally:
             self._running = False
-            if self._ledger.state is HoldState.OPEN:
-                self._passing.shut_gate()
-                try:
-                    self._queue.buffer()
-                except NetbufError:
-                    self._cut()  # a plug that can't be closed is not left open
+            self._stop_passing()
+
+    def _stop_passing(self) -> None:
+        """It may be open, but nobody watches it any more."""
+        if self._ledger.state is HoldState.OPEN:
+            self._passing.shut_gate()
+            try:
+                self._queue.buffer()
+            except NetbufError:
+                self._cut()  # a plug that can't be closed is not left open
 
     async def _until_worth_a_look(self) -> None:
         """Return after a while, when woken, or when the gate has something to say, which is told at once."""

@@ -164,12 +164,17 @@ class PlugWiring:
             ) from error
 
     def replay(self, frames: Sequence[bytes]) -> int:
-        """By a port that lives for this call. It teaches the bridge nothing: the guest is behind its tap."""
+        """By a port that lives for this call. It teaches the bridge nothing: the guest is behind its tap, and
+        must not hear its own broadcasts from there, as it wouldn't if they had come in by it."""
         refused_items = 0
-        with closing(Tap(self._prefix + OUTLET_SUFFIX, vnet_header=True)) as port:
+        with ExitStack() as undo:
+            port = undo.enter_context(closing(Tap(self._prefix + OUTLET_SUFFIX, vnet_header=True)))
             self._network.quieten(port.name, mtu_bytes=self._lan.mtu_bytes)
             self._network.enslave(port.name, self._lan)
             self._network.learn_nothing(port.name)
+            undo.callback(self._network.isolate, self._guest, False)
+            for name in (self._guest, port.name):
+                self._network.isolate(name, True)
             self._network.up(port.name)
             for frame in frames:
                 try:

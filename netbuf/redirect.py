@@ -267,21 +267,22 @@ class Network:
 
         A gate's are among them, if it passes frames elsewhere than where they would go without a hold.
 
-        Raises `NameClashError` if there are filters of another kind.
+        Raises `NameClashError` if there are filters of another kind, at either hook.
         """
         about = f"reading the filters of interface {source_index}"
+        entries = self._filters(source_index, Hook.INGRESS, about)
+        # None of ours are there; but `unhook` takes what is.
+        if not all(map(_may_be_ours, entries + self._filters(source_index, Hook.EGRESS, about))):
+            raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
+        return [_target(action, about) for entry in entries for action in _actions(entry)]
+
+    def _filters(self, source_index: int, hook: Hook, about: str) -> list[Any]:
         try:
-            filters = list(self._netlink.get_filters(index=source_index, parent=int(Hook.INGRESS)))
+            return list(self._netlink.get_filters(index=source_index, parent=int(hook)))
         except NetlinkError as error:
             if error.code in (errno.EINVAL, errno.EOPNOTSUPP):  # no clsact
                 return []
             raise _refused(error, about) from error
-        targets = []
-        for entry in filters:
-            if not _may_be_ours(entry):
-                raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
-            targets += [_target(action, about) for action in _actions(entry)]
-        return targets
 
     def unhook(self, source: str) -> None:
         """Remove all ingress and egress filters of `source`. Prerequisite: it is down."""
@@ -319,9 +320,16 @@ class Network:
 
     def learn_nothing(self, interface: str) -> None:
         """Have the bridge of `interface` learn no station from what comes in by it."""
+        self._set_port(interface, learning=0)
+
+    def isolate(self, interface: str, isolated: bool) -> None:
+        """Whether the bridge of `interface` keeps frames from going between it and other isolated ports."""
+        self._set_port(interface, isolated=int(isolated))
+
+    def _set_port(self, interface: str, **what: int) -> None:
         index = self.index(interface)
         with _refusals(f"setting up {interface!r} as a port"):
-            self._netlink.brport("set", index=index, learning=0)
+            self._netlink.brport("set", index=index, **what)
 
     def describe(self, interface: str, alias: str) -> None:
         """Write `alias` on `interface`."""

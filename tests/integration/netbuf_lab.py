@@ -29,7 +29,7 @@ from fakes.namespace import run_in_namespace
 from integration.netbuf_frames import BROADCAST, GUEST_MAC, HOST_MAC, LAN_MAC, NO_OFFLOAD, ethernet
 from pyroute2 import IPRoute
 
-from netbuf import Backend, GuestTap, Hold, make_hold
+from netbuf import Backend, GuestTap, Hold, KernelModuleError, PrivilegeError, make_hold
 from netbuf.gate import KernelGate
 from netbuf.redirect import Hook, Network
 from netbuf.tap import VNET_HEADER_BYTES, Guest
@@ -54,6 +54,8 @@ SOL_PACKET = 263
 TP_STATUS_VLAN_VALID = 0x10
 
 LIMIT_BYTES = 64 << 20
+
+LACKS_GATES = 77
 
 
 def unshare_network() -> int:
@@ -158,6 +160,13 @@ class Lab:
                 return frame
         return None
 
+    def guest_hears(self) -> bytes:
+        """The next frame of whatever destination."""
+        poll = select.poll()
+        poll.register(self.guest.fileno(), select.POLLIN)
+        assert poll.poll(5000), "the guest hears nothing"
+        return os.read(self.guest.fileno(), 1 << 17)[VNET_HEADER_BYTES:]
+
     def on_lan(self) -> list[bytes]:
         """The guest's frames that have reached the LAN since the last call."""
         self.marked += 1
@@ -222,16 +231,23 @@ def by_each_hold(**lab_settings: Any) -> Callable[[Callable[[Lab], Any]], Callab
 
 @functools.cache
 def kernel_has_gates() -> bool:
-    """Whether a guest tap can be given one. Asked in a child, for it needs a namespace."""
+    """Whether a guest tap can be given one. Asked in a child, for it needs a namespace.
+
+    A program that the kernel refuses is a defect, and no lack.
+    """
 
     def ask() -> None:
         os.close(unshare_network())
         network = Network()
         guest = GuestTap.create("rl0")
         network.redirect(guest.name, Hook.INGRESS, "lo")
-        network.attach_gate(guest.name, KernelGate().program_fileno(), "lo")
+        try:
+            network.attach_gate(guest.name, KernelGate().program_fileno(), "lo")
+        except (KernelModuleError, PrivilegeError):
+            os._exit(LACKS_GATES)
 
-    _, status = os.waitpid(fork(ask), 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(fork(ask), 0)[1])
+    assert status in (0, LACKS_GATES), "the kernel refuses the gate's program"
     return not status
 
 

@@ -7,7 +7,16 @@ import random
 
 import pytest
 import trio
-from integration.netbuf_frames import frames_of_every_kind, numbered, tcp_frame
+from integration.netbuf_frames import (
+    BROADCAST,
+    GUEST_MAC,
+    HOST_MAC,
+    arp_request,
+    ethernet,
+    frames_of_every_kind,
+    numbered,
+    tcp_frame,
+)
 from integration.netbuf_lab import REQUIREMENTS, Lab, by_each_hold, namespaced, stay_on_one_processor
 from pyroute2 import IPRoute
 
@@ -107,6 +116,18 @@ def test_both_holds_keep_the_same_bytes(lab: Lab) -> None:
     tap = sealed(lab, lab.make_hold(keep_frames=True, backend=Backend.TAP), lab.guest)
     plug = sealed(lab, lab.make_hold(second, keep_frames=True, backend=Backend.PLUG), second)
     assert plug == tap
+
+
+@by_each_hold()
+async def test_a_guest_does_not_hear_its_own_replay(lab: Lab) -> None:
+    hold = lab.make_hold()
+    await hold.open()
+    for _ in range(2):
+        hold.replay([bytes(VNET_HEADER_BYTES) + arp_request()])
+        last = ethernet(b"behind it", to=BROADCAST, by=HOST_MAC)
+        lab.markers.send(last)
+        while (heard := lab.guest_hears()) != last:
+            assert heard[6:12] != GUEST_MAC
 
 
 @pytest.mark.lab

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from netbuf.choice import choose
+from netbuf.choice import choose, probe_plug
 from netbuf.errors import KernelModuleError, LimitError, PrivilegeError
 from netbuf.ledger import Backend
 
@@ -37,6 +39,15 @@ def test_auto_takes_the_tap_elsewhere_and_says_what_is_missing() -> None:
     choice = choose("auto", LIMIT_BYTES, probe=lacks_plug)
     assert choice.backend is Backend.TAP
     assert "no sch_plug" in choice.reason
+
+
+def test_what_nobody_foresaw_is_no_plug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_descriptors() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("netbuf.choice._enter_new_namespace", out_of_descriptors)
+    with pytest.raises(OSError, match="Too many"):
+        choose("auto", LIMIT_BYTES, probe=probe_plug)
 
 
 def test_auto_does_not_hide_a_missing_privilege() -> None:

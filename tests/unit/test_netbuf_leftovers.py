@@ -154,6 +154,20 @@ def test_a_tap_that_is_held_is_not_attached() -> None:
     assert network.asked == []
 
 
+def test_a_living_hold_of_the_same_name_is_left_alone() -> None:
+    """A daemon's guest tap unit0g is held by unit0i, and so would be somebody's tap unit0."""
+    network = FakeNetwork(HOLD)
+    lock = HoldLock("unit0g")
+    try:
+        with pytest.raises(
+            NameClashError, match="'unit0i' holds what 'unit0g' sends; rename the tap 'unit0'"
+        ):
+            attach(network, "unit0", None)  # type: ignore[arg-type]
+    finally:
+        lock.close()
+    assert network.asked == []
+
+
 def test_a_refused_tap_is_not_taken_for_a_leftover_later() -> None:
     network = FakeNetwork(Link("rl0h", 8, "tun", "", "", 0))
     network.tap.targets = [8]
@@ -195,10 +209,21 @@ def test_clean_puts_an_attached_tap_back() -> None:
         "down unit0",
         "unhook unit0",
         "enslave unit0",
-        "describe unit0 ''",
         "up unit0",
+        "describe unit0 ''",
     ]
     assert clean(network) == []  # type: ignore[arg-type]
+
+
+def test_clean_goes_on_behind_a_tap_whose_bridge_is_gone() -> None:
+    network = FakeNetwork(Link("unit1", 9, "tun", "0a:00:00:00:00:09", "netbuf: port of br0", 0))
+    network.known["unit0"] = replace(TAP, master=0, alias="netbuf: port of br7")
+    for _ in range(2):
+        left_down, *others = clean(network)  # type: ignore[arg-type]
+        assert left_down.startswith("unit0: left down: bridge='br7' doesn't exist")
+        assert network.known["unit0"].alias == "netbuf: port of br7"
+        assert others in (["unit1: a port of br0 again, unheld"], [])
+    assert network.known["unit1"].master == BRIDGE.index
 
 
 def test_clean_leaves_a_daemons_tap_down() -> None:

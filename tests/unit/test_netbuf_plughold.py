@@ -298,6 +298,29 @@ async def test_cancelling_run_stops_an_open_hold_and_running_it_again_resumes() 
         hold.close()
 
 
+async def test_an_opening_that_outlives_run_lets_out_what_is_held_and_no_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plug = FakePlug(burst=1)
+    hold = make(plug)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        hold.hold(1)
+        plug.send(*numbered(0, 30))
+        nursery.start_soon(hold.open)
+        while "release all" not in plug.asked:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert hold.statistics().state is HoldState.OPEN
+    plug.send(*numbered(30))
+    plug.passage()
+    assert plug.received() == numbered(0, 30)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold.run)
+        assert plug.received() == numbered(30)
+        hold.close()
+
+
 async def test_a_break_that_statistics_meets_is_raised_by_run(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

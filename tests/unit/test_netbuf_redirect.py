@@ -35,6 +35,7 @@ class FakeNetlink:
         self.asked: list[tuple[Any, ...]] = []
         self.refuse: dict[str, int] = {}
         self.filters: list[Attributes] = []
+        self.egress_filters: list[Attributes] = []
         self.closed = False
 
     def link_lookup(self, ifname: str) -> list[int]:
@@ -73,7 +74,7 @@ class FakeNetlink:
 
     def get_filters(self, index: int, parent: int) -> list[Attributes]:
         self._refuse("get_filters")
-        return self.filters
+        return self.egress_filters if parent == Hook.EGRESS else self.filters
 
     def close(self) -> None:
         self.closed = True
@@ -348,6 +349,15 @@ def test_filters_of_somebody_else_are_named() -> None:
         netlink.filters = [entry]
         with pytest.raises(NameClashError, match="somebody else's"):
             Network(netlink).redirects(1)
+    netlink.filters, netlink.egress_filters = [redirect_to(7)], [Attributes(TCA_KIND="flower")]
+    with pytest.raises(NameClashError, match="somebody else's"):
+        Network(netlink).redirects(1)
+
+
+def test_a_redirect_of_what_leaves_is_no_redirect_of_what_comes() -> None:
+    netlink = FakeNetlink("rl0o")
+    netlink.egress_filters = [redirect_to(7)]
+    assert Network(netlink).redirects(1) == []
 
 
 def test_unhooking_what_has_no_hooks_is_nothing() -> None:
