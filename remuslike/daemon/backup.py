@@ -323,10 +323,10 @@ class BackupDaemon:
         """Before the guest runs and can send any behind them: frames of acknowledged epochs, which the
         primary may not have sent. The LAN sees again what it has seen already, as it may anyway."""
         for epoch, nic, frames in self._retained.frames():
-            _log.info("takeover.replay", epoch=epoch, nic=nic, frames=len(frames))
-            self._outputs.replay(nic, frames)
-            if self._takeover is not None:
-                self._takeover.replayed_frames += len(frames)
+            if self._outputs.replay(nic, frames):
+                _log.info("takeover.replay", epoch=epoch, nic=nic, frames=len(frames))
+                if self._takeover is not None:
+                    self._takeover.replayed_frames += len(frames)
 
     async def _activate(self) -> None:
         try:

@@ -13,6 +13,7 @@ import trio
 from diskbuf import CHUNK_BYTES, DiskBuffer, SharedStore
 from diskbuf.errors import DiskbufError
 from netbuf import Hold
+from netbuf.errors import NetbufError
 from remuslike.engine.events import OutputKind, Pressure
 
 _log = structlog.get_logger(__name__)
@@ -96,9 +97,18 @@ class Outputs:
         """The frames of a sealed, unreleased epoch, for each network interface, which must keep them."""
         return [network.sealed_frames(epoch) for network in self.networks]
 
-    def replay(self, nic: int, frames: list[bytes]) -> None:
-        """Send frames that a host which is gone may not have sent. Prerequisite: opened."""
-        self.networks[nic].replay(frames)
+    def replay(self, nic: int, frames: list[bytes]) -> bool:
+        """Send frames that a host which is gone may not have sent. Prerequisite: opened.
+
+        False if this host refuses, which is logged. They are lost then as on any network: that is no reason
+        to give up the guest.
+        """
+        try:
+            self.networks[nic].replay(frames)
+        except NetbufError as error:
+            _log.error("replay.failed", network=nic, frames=len(frames), error=str(error))
+            return False
+        return True
 
     def hold(self, epoch: int) -> None:
         for buffer in self._all:

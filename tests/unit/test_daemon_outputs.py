@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import trio.testing
 from unit.diskbuf_fakes import FakeStore
 
 from diskbuf import DiskBuffer
 from diskbuf.errors import StoreIOError
+from netbuf import Hold
+from netbuf.errors import InterfaceVanishedError
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.events import Pressure
 
@@ -57,3 +61,17 @@ async def test_a_disk_that_cannot_be_made_durable_does_not_stop_the_others() -> 
     stores[0].failure = StoreIOError("the first disk is broken; look into the kernel log")
     await outputs.flush()
     assert stores[1].operations == [("sync",)]
+
+
+class RefusingHold:
+    """A hold whose host can't send any more."""
+
+    depth = 1
+
+    def replay(self, frames: list[bytes]) -> None:
+        raise InterfaceVanishedError("the interface is gone; find out who deletes it")
+
+
+def test_frames_that_a_host_refuses_to_replay_are_lost_and_the_guest_is_not() -> None:
+    outputs = Outputs([cast(Hold, RefusingHold())], [])
+    assert not outputs.replay(0, [b"frame"])
