@@ -148,6 +148,7 @@ class Qmp:
             raise GuestError(f"{line.decode().strip()}: QEMU's monitor broke off") from error
         if sent != len(line):
             self._break("QEMU doesn't read its monitor")
+            raise GuestError(f"{line[:80].decode()}…: QEMU doesn't read its monitor")
 
     def wait_at_once(self, command: Command, limit_s: float) -> None:
         """Wait for its answer with the event loop standing still, for `limit_s` at most."""

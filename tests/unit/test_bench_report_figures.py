@@ -230,3 +230,12 @@ def test_environments_that_differ_are_named() -> None:
         "qemu: 7.2 (a.jsonl); 9.0 (b.jsonl)",
     ]
     assert differences([a]) == []
+
+
+def test_guests_of_different_sizes_are_named() -> None:
+    results = [
+        Results(header=Header(environment={}, options={"memory_mib": size, "vcpus": 1}), cells=())
+        for size in (512, 4096)
+    ]
+    runs = [Run(name, each) for name, each in zip(("a", "b"), results, strict=True)]
+    assert differences(runs) == ["memory_mib: 512 (a); 4096 (b)"]
