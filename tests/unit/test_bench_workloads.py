@@ -62,6 +62,14 @@ async def test_redis_counts_answers_and_says_when_they_came() -> None:
     assert stage.said[-1].endswith("10.77.0.2 6379 16 2 write")
 
 
+async def test_a_load_that_comes_and_goes_is_asked_for_in_thirds() -> None:
+    report = {"latencies_ms": [1.0] * 40, "at_s": [0.1] * 4 + [1.0] * 32 + [1.9] * 4}
+    stage = FakeStage({"appendfsync": "OK\n"}, {"remuslike.bench.requests": json.dumps(report)})
+    load = await measured("redis-steps", stage, clients=64)
+    assert stage.said[-1].endswith("10.77.0.2 6379 1,64,1 2 write")
+    assert (load.series[0][1], load.series[4][1], load.series[7][1]) == (16.0, 128.0, 16.0)
+
+
 async def test_transactions_are_durable() -> None:
     stage = FakeStage({"appendfsync always": "OK\n"}, {"requests": '{"latencies_ms": [], "at_s": []}'})
     assert (await measured("oltp", stage, clients=1)).rate == 0
