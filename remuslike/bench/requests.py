@@ -4,7 +4,8 @@
 
 A process of its own, since it lives in the client's network namespace. It says "ready" when all connections
 stand, begins when it is sent a line, and at the end prints one JSON object: `seconds`, `latencies_ms`, `at_s`
-(when each answer came). KIND is one of KINDS.
+(when each answer came). KIND is one of KINDS. CLIENTS is a number, or several with commas between them: so
+many ask in each of as many equal parts of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -92,20 +93,28 @@ class Found:
         self.at_s.append(round(now - self.began, 3))
 
 
-def ask(streams: list[socket.socket], kind: Kind, seconds: float) -> Found:
-    """Keeps one request under way on each of `streams` for `seconds`.
+def ask(streams: list[socket.socket], kind: Kind, seconds: float, steps: Sequence[int] = ()) -> Found:
+    """Keeps one request under way on each of `streams` for `seconds`; or on so many of them as each of the
+    `steps` says, in as many equal parts of that time.
 
     What is unanswered by then is waited for and not counted. Raises OSError, ValueError.
     """
     numbers = count()
     with selectors.DefaultSelector() as selector:
-        askers = [Asker(stream) for stream in streams]
+        idle = [Asker(stream) for stream in streams]
+        for asker in idle:
+            selector.register(asker.stream, selectors.EVENT_READ, asker)
         found = Found(time.monotonic())
         until = found.began + seconds
-        for asker in askers:
-            selector.register(asker.stream, selectors.EVENT_READ, asker)
-            _begin(asker, kind.request(next(numbers)))
-        under_way = len(askers)
+
+        def begin(now: float) -> int:
+            """As many as are wanted now; how many are under way."""
+            wanted = wanted_at((now - found.began) / seconds, steps or (len(streams),))
+            while idle and len(streams) - len(idle) < wanted:
+                _begin(idle.pop(), kind.request(next(numbers)))
+            return len(streams) - len(idle)
+
+        under_way = begin(found.began)
         while under_way:
             events = selector.select(_DRAIN_S)
             if not events:
@@ -119,12 +128,16 @@ def ask(streams: list[socket.socket], kind: Kind, seconds: float) -> Found:
                 if not kind.is_whole(bytes(asker.answer)):
                     continue
                 now = time.monotonic()
-                if now >= until:
-                    under_way -= 1
-                    continue
-                found.note(asker.asked_at, now)
-                _begin(asker, kind.request(next(numbers)))
+                if now < until:
+                    found.note(asker.asked_at, now)
+                idle.append(asker)
+                under_way = begin(now)
     return found
+
+
+def wanted_at(share: float, steps: Sequence[int]) -> int:
+    """How many ask when this share of the time has passed."""
+    return steps[int(share * len(steps))] if share < 1 else 0
 
 
 def _begin(asker: Asker, request: bytes) -> None:
@@ -135,13 +148,14 @@ def _begin(asker: Asker, request: bytes) -> None:
 
 def main(host: str, port: str, clients: str, seconds: str, name: str) -> None:
     """Connects, waits to be told, asks, and reports."""
-    streams = [socket.create_connection((host, int(port)), CONNECT_LIMIT_S) for _ in range(int(clients))]
+    steps = tuple(map(int, clients.split(",")))
+    streams = [socket.create_connection((host, int(port)), CONNECT_LIMIT_S) for _ in range(max(steps))]
     for stream in streams:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     os.write(sys.stdout.fileno(), b"ready\n")
     if not sys.stdin.readline():
         return
-    found = ask(streams, KINDS[name], float(seconds))
+    found = ask(streams, KINDS[name], float(seconds), steps)
     report = {"seconds": float(seconds), "latencies_ms": found.latencies_ms, "at_s": found.at_s}
     sys.stdout.write(json.dumps(report))
 

@@ -157,6 +157,7 @@ class Bench:
         stage, options = running.stage, self._options
         at = _now()
         takeover = Takeover()
+        generation = _generation(running)
         try:
             with trio.fail_after(options.seconds + _CELL_LIMIT_S):
                 if visit.workload == TAKEOVER:
@@ -165,6 +166,7 @@ class Bench:
                     workload = self._cast.workloads[visit.workload]
                     load = await workload.measure(stage, parameters_of(variant), options.seconds)
                     await trio.sleep(LAST_SAMPLES_S)
+                    _check_protection(running, visit, generation)
         except trio.TooSlowError as error:
             raise MeasurementError(f"not done within {options.seconds + _CELL_LIMIT_S:g} s") from error
         window = stage.take_window()
@@ -189,6 +191,19 @@ class Bench:
         # This visit's guest has booted already.
         remaining_s = self._outlook.remaining_s(later) + self._outlook.cells_s(left[:1])
         self._view.cell(cell, remaining_s)
+
+
+def _generation(running: Hosts) -> int | None:
+    said = running.observer.primary_said
+    return said.generation if said is not None else None
+
+
+def _check_protection(running: Hosts, visit: Visit, generation: int | None) -> None:
+    """Raises MeasurementError if the primary has run alone since its `generation`: what was measured then is
+    no mode's cost."""
+    said = running.observer.primary_said
+    if visit.setting.protected and (said is None or not said.protected or said.generation != generation):
+        raise MeasurementError("protection was lost while it was measured; the daemons' logs say why")
 
 
 def columns(samples: Sequence[Sample], window: Window) -> dict[str, tuple[float | None, ...]]:

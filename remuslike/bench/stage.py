@@ -57,8 +57,10 @@ class Stage:
     def measured(self) -> Iterator[None]:
         """The load runs within this block: once in a cell. The client's tools end within it, too."""
         assert self.window is None, "a cell has one window"
-        before_s, began = _client_s(), monotonic()
         try:
+            for number in self.processes.values():
+                _forget_peak(number)
+            before_s, began = _client_s(), monotonic()
             with usage(**self.processes) as used:
                 yield
             memory_mib = {name: _peak_mib(number) for name, number in self.processes.items()}
@@ -255,6 +257,11 @@ def _client_s() -> float:
     """Processor time of this process and of its children that have ended, the tools of the client."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _forget_peak(process: int) -> None:
+    """From now on VmHWM is of what comes; nothing else is cleared by a 5, proc(5)."""
+    Path(f"/proc/{process or os.getpid()}/clear_refs").write_text("5")
 
 
 def _peak_mib(process: int) -> float:

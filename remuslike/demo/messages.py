@@ -44,6 +44,7 @@ class PrimaryStatistics(Message):
     role: Literal["primary"]
     phase: str
     protected: bool
+    generation: int
     checkpoints: int
     sync: Synchronisation | None = None
     held: dict[str, Held] = {}

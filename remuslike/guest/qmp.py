@@ -148,13 +148,14 @@ class Qmp:
             raise GuestError(f"{line.decode().strip()}: QEMU's monitor broke off") from error
         if sent != len(line):
             self._break("QEMU doesn't read its monitor")
+            raise GuestError(f"{line[:80].decode()}…: QEMU doesn't read its monitor")
 
     def wait_at_once(self, command: Command, limit_s: float) -> None:
         """Wait for its answer with the event loop standing still, for `limit_s` at most."""
         until = time.monotonic() + limit_s
         while not command.answered.is_set():
-            remaining_s = until - time.monotonic()
-            if remaining_s <= 0 or not self._readable.poll(remaining_s * 1e3):
+            # What has come by the limit counts, even if we were not running when it did.
+            if not self._readable.poll(max(0.0, until - time.monotonic()) * 1e3):
                 return
             try:
                 self._receive()

@@ -124,10 +124,12 @@ def sample(epoch: int, at: float) -> Sample:
 
 @dataclass
 class FakePlace:
-    """Boots in `boot_s`, but for the boots (from 0 on) that `fail`; notes its visits."""
+    """Boots in `boot_s`, but for the boots (from 0 on) that `fail`; notes its visits. The primary runs alone
+    for a while two seconds after the boots that are `parted`."""
 
     boot_s: float = 10.0
     fail: Mapping[int, Exception] = field(default_factory=dict)
+    parted: frozenset[int] = frozenset()
     visits: list[Visit] = field(default_factory=list)
     standing: int = 0
 
@@ -142,7 +144,19 @@ class FakePlace:
         samples = [sample(number, began + number) for number in range(10)] if visit.setting.protected else []
         try:
             # As of the real one, what is raised within comes out in a group.
-            async with trio.open_nursery():
-                yield SimpleNamespace(stage=FakeStage(), observer=SimpleNamespace(samples=samples))
+            async with trio.open_nursery() as nursery:
+                said = SimpleNamespace(protected=True, generation=1) if visit.setting.protected else None
+                if len(self.visits) - 1 in self.parted:
+                    nursery.start_soon(_part, said)
+                observer = SimpleNamespace(samples=samples, primary_said=said)
+                yield SimpleNamespace(stage=FakeStage(), observer=observer)
+                nursery.cancel_scope.cancel()
         finally:
             self.standing -= 1
+
+
+async def _part(said: SimpleNamespace | None) -> None:
+    """The secondary is lost, and has been found again before anybody looks."""
+    assert said is not None, "only what is protected can be parted"
+    await trio.sleep(2)
+    said.generation += 1

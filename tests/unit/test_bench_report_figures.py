@@ -132,6 +132,22 @@ def test_what_checkpoints_say() -> None:
     assert all(measure_of(name).title for name in values)
 
 
+def test_a_pause_that_lasts_until_the_acknowledgement_has_the_commit_in_it() -> None:
+    checkpoints = {
+        "pause_ms": (10.0, 12.0, 14.0),
+        "commit_ms": (4.0, 6.0, 20.0),
+        "devices_ms": (3.0, 3.0, 3.0),
+        "resume_ms": (1.0, 1.0, 1.0),
+    }
+    tapped = EPOCH.model_copy(update={"mode": "event-tap", "epoch_ms": None})
+    found = Cell(variant=tapped, round=1, at="", checkpoints=checkpoints)
+    assert values_of(found)["output_wait_p50"] == 12
+    shares = pause_shares(found)
+    assert shares is not None
+    assert (shares["commit"], shares["gap"]) == pytest.approx((20 / 3, 4 / 3))
+    assert sum(shares.values()) == pytest.approx(12)
+
+
 def test_the_shares_of_a_pause_add_up_to_it() -> None:
     shares = pause_shares(
         Cell(
@@ -148,7 +164,16 @@ def test_the_shares_of_a_pause_add_up_to_it() -> None:
             },
         )
     )
-    assert shares == {"stop": 1, "seal": 0, "scan": 2, "copy": 1, "devices": 1, "resume": 2, "gap": 3}
+    assert shares == {
+        "stop": 1,
+        "seal": 0,
+        "scan": 2,
+        "copy": 1,
+        "devices": 1,
+        "resume": 2,
+        "commit": 0,
+        "gap": 3,
+    }
 
 
 def test_a_cell_without_checkpoints_has_no_pause() -> None:
@@ -205,3 +230,12 @@ def test_environments_that_differ_are_named() -> None:
         "qemu: 7.2 (a.jsonl); 9.0 (b.jsonl)",
     ]
     assert differences([a]) == []
+
+
+def test_guests_of_different_sizes_are_named() -> None:
+    results = [
+        Results(header=Header(environment={}, options={"memory_mib": size, "vcpus": 1}), cells=())
+        for size in (512, 4096)
+    ]
+    runs = [Run(name, each) for name, each in zip(("a", "b"), results, strict=True)]
+    assert differences(runs) == ["memory_mib: 512 (a); 4096 (b)"]

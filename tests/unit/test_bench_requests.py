@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from remuslike.bench.requests import KINDS, ask
+from remuslike.bench.requests import KINDS, ask, wanted_at
 
 ANSWERS = {
     "write": b"+OK\r\n",
@@ -70,6 +70,27 @@ def test_every_answer_is_timed(streams: list[tuple[socket.socket, socket.socket]
     assert all(latency >= 0 for latency in found.latencies_ms)
     assert found.at_s == sorted(found.at_s)
     assert found.at_s[-1] <= 0.05
+
+
+def test_a_load_comes_and_goes() -> None:
+    shares = (0, 0.3, 0.34, 0.66, 0.67, 0.999, 1, 1.2)
+    assert [wanted_at(share, (1, 64, 2)) for share in shares] == [1, 1, 64, 64, 2, 2, 0, 0]
+
+
+def test_only_so_many_ask_as_a_step_says(streams: list[tuple[socket.socket, socket.socket]]) -> None:
+    for _, there in streams[1:]:
+        there.sendall(b"+OK\r\n")
+    found = ask([here for here, _ in streams], KINDS["write"], seconds=1e-9, steps=(2,))
+    assert found.latencies_ms == [], "the time is over"
+    assert [_has_data(there) for _, there in streams] == [False, True, True]
+
+
+def _has_data(end: socket.socket) -> bool:
+    end.setblocking(False)
+    try:
+        return bool(end.recv(4096))
+    except BlockingIOError:
+        return False
 
 
 def test_a_server_that_closes_is_an_error(streams: list[tuple[socket.socket, socket.socket]]) -> None:

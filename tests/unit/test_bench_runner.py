@@ -112,6 +112,14 @@ async def test_a_guest_that_does_not_boot_takes_one_cell_with_it(
     assert [cell.error for cell in run.cells] == ["no such bridge", *[None] * 5]
 
 
+async def test_a_cell_in_which_protection_was_lost_has_failed(tmp_path: Path, autojump_clock: object) -> None:
+    run = Run(tmp_path / "r", FakeWorkload("work", VARIANTS), FakePlace(parted=frozenset({1})))
+    await run.play()
+    lost = "protection was lost while it was measured; the daemons' logs say why"
+    assert [cell.error for cell in run.cells] == [*[None] * 3, lost, None, None]
+    assert [str(visit.setting) for visit in run.place.visits] == ["unprotected", *["epoch 25 ms"] * 2]
+
+
 async def test_what_failed_is_tried_again_by_the_next_run(tmp_path: Path, autojump_clock: object) -> None:
     await Run(tmp_path / "r", failing_at(2, MeasurementError("it died")), FakePlace()).play()
     again = Run(tmp_path / "r", FakeWorkload("work", VARIANTS), FakePlace())

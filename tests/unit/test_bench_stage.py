@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -29,6 +30,18 @@ def test_a_window_has_the_costs_of_its_processes() -> None:
     assert window.cores["client"] > 0
     assert window.memory_mib["qemu"] > 1
     assert window.seconds > 0
+
+
+def test_a_process_was_only_as_large_as_while_it_was_measured() -> None:
+    large = np.ones(256 << 20, np.uint8)
+    measured = stage(qemu=os.getpid())
+    with measured.measured():
+        pass
+    before = measured.take_window()
+    del large
+    with measured.measured():
+        pass
+    assert measured.take_window().memory_mib["qemu"] < before.memory_mib["qemu"] - 200
 
 
 def test_a_cell_has_one_window() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ IPERF_UDP = {
     "intervals": [{"sum": {"start": 0, "bits_per_second": 512_000}}],
     "end": {"sum": {"packets": 1000, "lost_packets": 20, "seconds": 2.0, "jitter_ms": 0.5}},
 }
-FIO = {"jobs": [{"write": {"io_bytes": 100_000_000, "total_ios": 500, "runtime": 2000}}]}
+FIO = {"jobs": [{"write": {"io_bytes": 100_000_000, "total_ios": 500, "runtime": 600}}]}
 SERVING = {"iperf3 --server": "listening\n"}
 
 
@@ -59,6 +60,14 @@ async def test_redis_counts_answers_and_says_when_they_came() -> None:
     assert load.series[:2] == ((0.0, 8.0), (0.25, 4.0))
     assert len(load.series) == 8
     assert stage.said[-1].endswith("10.77.0.2 6379 16 2 write")
+
+
+async def test_a_load_that_comes_and_goes_is_asked_for_in_thirds() -> None:
+    report = {"latencies_ms": [1.0] * 40, "at_s": [0.1] * 4 + [1.0] * 32 + [1.9] * 4}
+    stage = FakeStage({"appendfsync": "OK\n"}, {"remuslike.bench.requests": json.dumps(report)})
+    load = await measured("redis-steps", stage, clients=64)
+    assert stage.said[-1].endswith("10.77.0.2 6379 1,64,1 2 write")
+    assert (load.series[0][1], load.series[4][1], load.series[7][1]) == (16.0, 128.0, 16.0)
 
 
 async def test_transactions_are_durable() -> None:
@@ -111,21 +120,35 @@ async def test_an_iperf3_that_fails_is_an_error(
         await measured("tcp-out", FakeStage(shell, tool), streams=1)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("disk-sequential", 50.0), ("disk-random", 250.0)])
-async def test_disk_rates_are_per_second_here(name: str, rate: float, autojump_clock: object) -> None:
+@pytest.mark.parametrize(("name", "amount"), [("disk-sequential", 100.0), ("disk-random", 500.0)])
+@pytest.mark.parametrize("stopped_s", [0.15, 2.0], ids=["as ever", "at each write"])
+async def test_disk_rates_are_per_second_here(
+    name: str, amount: float, stopped_s: float, autojump_clock: object
+) -> None:
     answers = {"cut -d": "1500000\n2500000\n", "fio --name": json.dumps(FIO)}
-    load = await measured(name, _Ticking(answers, clock_rate=0.8), block_kib=4)
-    assert load.rate == pytest.approx(rate * 0.8)
+    load = await measured(name, _Ticking(answers, stopped_s=stopped_s), block_kib=4)
+    lasted_s = 0.6 + stopped_s
+    assert load.rate == pytest.approx(amount / lasted_s)
     assert load.latencies_ms == (1.5, 2.5)
-    assert load.details == {"guest_clock": 0.8}
+    assert load.details == {"guest_clock": round(0.6 / lasted_s, 4)}
 
 
 class _Ticking(FakeStage):
-    """Whose commands take a second."""
+    """Whose commands take a second by the guest's clock, which goes at 0.8 of ours; but in the 0.6 s of fio's
+    load it stands still for `stopped_s`."""
+
+    def __init__(self, answers: Mapping[str, str], *, stopped_s: float = 0.15) -> None:
+        super().__init__(answers, clock_rate=0.8)
+        self._guest_s, self._stopped_s = 0.0, stopped_s
 
     async def shell(self, command: str, *, limit_s: float = 0) -> str:
-        await trio.sleep(1)
+        loaded = "--rw=" in command and "create_only" not in command
+        self._guest_s += 1
+        await trio.sleep(0.4 / 0.8 + 0.6 + self._stopped_s if loaded else 1 / 0.8)
         return await super().shell(command, limit_s=limit_s)
+
+    async def guest_clock_s(self) -> tuple[float, float]:
+        return trio.current_time(), self._guest_s
 
 
 async def test_a_fio_that_fails_is_an_error(autojump_clock: object) -> None:

@@ -17,7 +17,7 @@ import trio.testing
 from remuslike.demo.errors import DaemonError
 from remuslike.demo.observer import Daemon, Observer
 
-PRIMARY = {"role": "primary", "phase": "protected", "protected": True, "checkpoints": 3}
+PRIMARY = {"role": "primary", "phase": "protected", "protected": True, "generation": 1, "checkpoints": 3}
 SECONDARY = {"role": "secondary", "phase": "standby", "acknowledged": 3, "applied": 3}
 SAMPLE = {
     **{"at": 1.0, "dirty_pages": 5, "pause_ms": 4.0, "stop_ms": 1.0, "scan_ms": 1.0, "copy_ms": 1.0},

@@ -24,7 +24,13 @@ def observer() -> Observer:
     seen = Observer(samples=[sample(epoch) for epoch in range(1, 42)])
     seen.primary_said = PrimaryStatistics.model_validate(
         {
-            **{"role": "primary", "phase": "protected", "protected": True, "checkpoints": 41},
+            **{
+                "role": "primary",
+                "phase": "protected",
+                "protected": True,
+                "generation": 1,
+                "checkpoints": 41,
+            },
             "held": {
                 "network0": {"held_items": 3, "held_bytes": 300},
                 "network1": {"held_items": 1, "held_bytes": 60},

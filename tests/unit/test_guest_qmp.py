@@ -272,6 +272,14 @@ async def test_a_qemu_that_hangs_is_given_up_with_all_that_it_was_told(
                 await later
 
 
+async def test_a_command_of_which_the_monitor_takes_a_part_fails_at_once(client: Client) -> None:
+    async with client.running():
+        with pytest.raises(GuestError, match="QEMU doesn't read its monitor"):
+            client.qmp.send("stop", reason="long" * (1 << 20))
+        with pytest.raises(GuestError, match=r"^cont: QEMU doesn't read its monitor$"):
+            client.qmp.send("cont")
+
+
 async def test_a_monitor_that_was_closed_answers_nothing(client: Client) -> None:
     async with client.running():
         client.qmp.close()

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from remuslike.bench.report.intervals import Floats
-from remuslike.bench.results import Cell
+from remuslike.bench.results import Cell, Mode
 
 Better = Literal["more", "less", "neither"]
 
@@ -20,6 +20,9 @@ PAUSE_PARTS = ("stop", "seal", "scan", "copy", "devices", "resume")
 """In the order in which they come; devices are saved beside scan and copy."""
 TAKEOVER_STEPS = ("decided", "granted", "opened", "running", "first_reply")
 """In the order in which they are reached."""
+
+# In these modes the guest stands still until the acknowledgement, so a pause has the commit in it.
+_SYNCHRONOUS: frozenset[Mode] = frozenset({"event-tap"})
 
 # Samples that must lie beyond a percentile, lest it be just another name for the largest.
 _BEYOND_MIN = 1
@@ -98,8 +101,8 @@ def column_of(cell: Cell, name: str) -> Floats:
 def pause_shares(cell: Cell) -> dict[str, float] | None:
     """The mean pause in parts that add up to it, in ms; None if no pause was noted.
 
-    Devices are saved beside scan and copy, so only what they take longer than these counts; "gap" is what
-    passes between the parts.
+    Devices are saved beside scan and copy, so only what they take longer than these counts; "commit" is until
+    the acknowledgement, where the guest waits for it, and "gap" what passes between the parts.
     """
     pause = column_of(cell, "pause_ms")
     if not pause.size:
@@ -107,7 +110,11 @@ def pause_shares(cell: Cell) -> dict[str, float] | None:
     columns = {part: column_of(cell, f"{part}_ms") for part in PAUSE_PARTS}
     parts = {part: column if column.size else np.zeros_like(pause) for part, column in columns.items()}
     parts["devices"] = np.maximum(parts["devices"] - parts["scan"] - parts["copy"], 0)
-    parts["gap"] = np.maximum(pause - np.sum(list(parts.values()), axis=0), 0)
+    rest = np.maximum(pause - np.sum(list(parts.values()), axis=0), 0)
+    commit = column_of(cell, "commit_ms")
+    waits = cell.variant.mode in _SYNCHRONOUS and commit.size
+    parts["commit"] = np.minimum(rest, np.nan_to_num(commit)) if waits else np.zeros_like(pause)
+    parts["gap"] = rest - parts["commit"]
     return {part: float(np.mean(column)) for part, column in parts.items()}
 
 
@@ -136,7 +143,8 @@ def _of_checkpoints(cell: Cell) -> Iterator[tuple[str, float]]:
     if np.isfinite(commit).any():
         yield "commit_p50", float(np.nanmedian(commit))
         if pause.size:
-            yield "output_wait_p50", float(np.nanmedian(pause + commit))
+            waits = pause if cell.variant.mode in _SYNCHRONOUS else pause + commit
+            yield "output_wait_p50", float(np.nanmedian(waits))
     if (dirty := column_of(cell, "dirty_pages")).size:
         yield "dirty_pages", float(np.median(dirty))
     raw, wire = (float(np.sum(column_of(cell, name))) for name in ("raw_bytes", "wire_bytes"))

@@ -232,12 +232,18 @@ def draw_pause(summary: Summary) -> Picture | str:
     picture, axes = style.panels(
         len(places), "What a pause is made of", height=0.95 + 0.27 * most, columns=2, share="x"
     )
-    parts = [part for part in (*PAUSE_PARTS, "gap") if any(mean[part] > 0 for mean in shares.values())]
+    parts = [
+        part for part in (*PAUSE_PARTS, "commit", "gap") if any(mean[part] > 0 for mean in shares.values())
+    ]
     for place, each in zip(places, axes, strict=True):
         here = [variant for variant in chosen if place_of(variant) == place]
         _pause_panel(each, place, here, shares, parts)
         each.set_ylim(most - 0.5, -0.5)  # bars as thick in every panel
-    names = {"devices": "devices (beyond scan and copy)", "gap": "between the parts"}
+    names = {
+        "devices": "devices (beyond scan and copy)",
+        "commit": "waits for the acknowledgement",
+        "gap": "between the parts",
+    }
     style.legend(
         picture, [Patch(color=style.PART_COLOURS[part], label=names.get(part, part)) for part in parts]
     )

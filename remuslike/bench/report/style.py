@@ -29,9 +29,9 @@ MODE_COLOURS: Mapping[Mode, str] = {
 MODE_MARKERS: Mapping[Mode, str] = {"unprotected": "D", "epoch": "o", "event-tap": "s", "adaptive": "^"}
 
 # Paul Tol's light scheme: fills that are told apart by the colour-blind, and are nobody's mode.
-_FILLS = ("#77aadd", "#99ddff", "#44bb99", "#bbcc33", "#eedd88", "#ee8866", "#dddddd")
-PART_COLOURS: Mapping[str, str] = dict(zip((*PAUSE_PARTS, "gap"), _FILLS, strict=True))
-STEP_COLOURS: Mapping[str, str] = dict(zip(TAKEOVER_STEPS, (_FILLS[i] for i in (0, 4, 3, 5, 6)), strict=True))
+_FILLS = ("#77aadd", "#99ddff", "#44bb99", "#bbcc33", "#eedd88", "#ee8866", "#ffaabb", "#dddddd")
+PART_COLOURS: Mapping[str, str] = dict(zip((*PAUSE_PARTS, "commit", "gap"), _FILLS, strict=True))
+STEP_COLOURS: Mapping[str, str] = dict(zip(TAKEOVER_STEPS, (_FILLS[i] for i in (0, 4, 3, 5, 7)), strict=True))
 
 _DASHES: Sequence[Any] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 

@@ -23,6 +23,9 @@ MODES: tuple[Mode, ...] = ("unprotected", "epoch", "event-tap", "adaptive")
 _MACHINE = ("cpu", "processors")
 _SOFTWARE = ("kernel", "qemu", "commit")
 
+# What a run was asked for that no variant says: cells that differ in it are no repeats of each other.
+_OPTIONS = ("memory_mib", "vcpus", "seconds", "detect_ms")
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -191,10 +194,15 @@ def software_of(results: Results) -> dict[str, str]:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """A line for each thing in which the environments of the runs differ."""
+    """A line for each thing in which the environments of the runs, or what they were asked for, differ."""
     lines = []
-    for name in (*_MACHINE, *_SOFTWARE):
-        values = {run.name: {**machine_of(run.results), **software_of(run.results)}[name] for run in runs}
+    for name in (*_MACHINE, *_SOFTWARE, *_OPTIONS):
+        values = {run.name: _known_of(run.results)[name] for run in runs}
         if len(set(values.values())) > 1:
             lines.append(f"{name}: " + "; ".join(f"{value} ({run})" for run, value in values.items()))
     return lines
+
+
+def _known_of(results: Results) -> dict[str, str]:
+    options = {name: str(results.header.options.get(name, "?")) for name in _OPTIONS}
+    return {**machine_of(results), **software_of(results), **options}

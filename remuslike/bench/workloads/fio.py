@@ -36,25 +36,31 @@ class Fio:
             *("--time_based", f"--runtime={seconds}", "--output-format=json", f"--write_lat_log={_LOG}"),
             *self.options,
         ]
-        await self._checked(stage, [*command, "--create_only=1"], "; sync")
+        create = [*command, "--create_only=1"]
+        await self._checked(stage, create, "; sync")
+        without = await stage.guest_clock_s()
+        await self._checked(stage, create, "")  # the file is there: all that fio does beside the load
         before = await stage.guest_clock_s()
         with stage.measured():
             printed = await self._checked(stage, command, "", seconds)
         after = await stage.guest_clock_s()
         logged = await stage.shell(f"cut -d , -f 2 {_LOG}_lat.1.log; rm -f {_LOG}*", limit_s=_PATIENCE_S)
-        # fio's clock is the guest's, which stands still in every pause.
-        share = (after[1] - before[1]) / (after[0] - before[0])
         try:
             written = json.loads(printed)["jobs"][0]["write"]
             amount = written["io_bytes"] / _MEGA if self.unit == "MB/s" else written["total_ios"]
-            rate = amount / (written["runtime"] / 1e3) * share
+            loaded_s = written["runtime"] / 1e3
+            lasted_s = _lasted_s(without, before, after, loaded_s)
+            rate = amount / lasted_s
             latencies_ms = tuple(int(line) / _MEGA for line in logged.split())
         except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
             raise MeasurementError(
                 f"fio's report can't be understood ({error!r}): {printed[-300:]!r}"
             ) from error
         return Load(
-            unit=self.unit, rate=rate, latencies_ms=latencies_ms, details={"guest_clock": round(share, 4)}
+            unit=self.unit,
+            rate=rate,
+            latencies_ms=latencies_ms,
+            details={"guest_clock": round(loaded_s / lasted_s, 4)},
         )
 
     async def _checked(self, stage: Stage, command: list[str], then: str, seconds: int = 0) -> str:
@@ -62,6 +68,17 @@ class Fio:
         if not printed.lstrip().startswith("{"):
             raise MeasurementError(f"fio in the guest: {printed[-300:]!r}")
         return printed
+
+
+def _lasted_s(
+    without: tuple[float, float], before: tuple[float, float], after: tuple[float, float], loaded_s: float
+) -> float:
+    """How long the load took here, which was `loaded_s` by fio's clock: that is the guest's, and stands still
+    in every pause. The three are times here and in the guest. What fio does beside the load was paused as it
+    was `without` one: a mode may stop a guest that writes far more than one that doesn't."""
+    share = (before[1] - without[1]) / (before[0] - without[0])
+    beside_s = max(0.0, after[1] - before[1] - loaded_s) / share
+    return max(loaded_s, after[0] - before[0] - beside_s)
 
 
 _BLOCKS = {"block_kib": (4, 1024)}

@@ -21,13 +21,15 @@ _PATIENCE_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Redis:
     """`clients` connections, each with one request under way. `kind` is of `remuslike.bench.requests`,
-    `fsync` is redis's appendfsync: when a write that is acknowledged is on the disk."""
+    `fsync` is redis's appendfsync: when a write that is acknowledged is on the disk. With `steps` only one of
+    them asks in the first and in the last third of the time."""
 
     name: str
     kind: str
     fsync: str
     unit: str
     variants: tuple[Mapping[str, int], ...]
+    steps: bool = False
     service: Service = "redis"
 
     @property
@@ -38,7 +40,8 @@ class Redis:
         set_fsync = f"redis-cli config set appendfsync {self.fsync}"
         if (answer := (await stage.shell(set_fsync)).strip()) != "OK":
             raise MeasurementError(f"{set_fsync}: {answer!r}")
-        arguments = [stage.address, SERVICE_PORT, parameters["clients"], seconds, self.kind]
+        clients_asking = f"1,{parameters['clients']},1" if self.steps else parameters["clients"]
+        arguments = [stage.address, SERVICE_PORT, clients_asking, seconds, self.kind]
         command = [sys.executable, "-m", "remuslike.bench.requests", *map(str, arguments)]
         async with stage.tool_session(*command, limit_s=seconds + CONNECT_LIMIT_S + _PATIENCE_S) as clients:
             await clients.expect("ready")
@@ -69,6 +72,9 @@ def series_of(at_s: list[float], seconds: float) -> tuple[tuple[float, float], .
 REQUESTS = Redis(
     "redis", "write", "everysec", "requests/s", ({"clients": 1}, {"clients": 16}, {"clients": 256})
 )
+
+# A load that comes and goes, to see what the modes make of it.
+STEPS = Redis("redis-steps", "write", "everysec", "requests/s", ({"clients": 64},), steps=True)
 
 # A bank's setting: what was acknowledged is on the disk.
 TRANSACTIONS = Redis("oltp", "transaction", "always", "transactions/s", ({"clients": 16},))

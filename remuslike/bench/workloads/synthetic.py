@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from time import monotonic
 
 import trio
 
@@ -13,7 +12,7 @@ from remuslike.bench.results import Load
 from remuslike.bench.stage import Stage, socket_in
 from remuslike.image import Service
 from remuslike.synthetic import Rates
-from remuslike.synthetic.client import open_client
+from remuslike.synthetic.client import Client, open_client
 
 CLIENTS = "clients"
 
@@ -36,25 +35,39 @@ class Synthetic:
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         udp = socket_in(stage.client, socket.SOCK_DGRAM)
         async with open_client(udp, stage.address) as client:
-            began, before = monotonic(), await client.report()
-            with stage.measured():
-                verdict = await client.load(parameters.get(CLIENTS, 0), seconds)
-            ended, after = monotonic(), await client.report()
-        lasted_s = ended - began
-        share = (after.clock_ns - before.clock_ns) / 1e9 / lasted_s
-        details = {
-            "guest_clock": round(share, 4),
-            "pages_s": (after.pages - before.pages) / lasted_s,
-            "frames_s": (after.frames - before.frames) / lasted_s,
-            "blocks_s": (after.blocks - before.blocks) / lasted_s,
-            "contradictions": after.contradictions,
-        }
-        if not parameters.get(CLIENTS):
-            return Load(unit="guest s/s", rate=share, details=details)
-        latencies_ms = tuple(round(latency, 3) for latency in verdict.latencies_ms)
-        return Load(
-            unit="answers/s", rate=verdict.acknowledged / seconds, latencies_ms=latencies_ms, details=details
-        )
+            return await measure_load(client, stage, parameters.get(CLIENTS, 0), seconds)
+
+
+async def measure_load(client: Client, stage: Stage, clients: int, seconds: int) -> Load:
+    """What the guest does in `seconds` while so many `clients` count, who are at work before that."""
+    async with trio.open_nursery() as nursery:
+        work = await client.start_load(nursery, clients)
+        began, before = trio.current_time(), await client.report()
+        with stage.measured():
+            first, counted = len(work.latencies_ms), work.acknowledged
+            await trio.sleep(seconds)
+            latencies_ms, answers = work.latencies_ms[first:], work.acknowledged - counted
+        ended, after = trio.current_time(), await client.report()
+        work.stop()
+    lasted_s = ended - began
+    share = (after.clock_ns - before.clock_ns) / 1e9 / lasted_s
+    frames_s, blocks_s = (after.frames - before.frames) / lasted_s, (after.blocks - before.blocks) / lasted_s
+    details = {
+        "guest_clock": round(share, 4),
+        "pages_s": (after.pages - before.pages) / lasted_s,
+        "frames_s": frames_s,
+        "blocks_s": blocks_s,
+        "outputs_s": frames_s + blocks_s + answers / seconds,
+        "contradictions": after.contradictions + len(work.verdict.findings),
+    }
+    if not clients:
+        return Load(unit="guest s/s", rate=share, details=details)
+    return Load(
+        unit="answers/s",
+        rate=answers / seconds,
+        latencies_ms=tuple(round(latency, 3) for latency in latencies_ms),
+        details=details,
+    )
 
 
 async def wait_ready(stage: Stage) -> None:
