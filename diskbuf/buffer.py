@@ -94,6 +94,7 @@ class DiskBuffer:
         self._store_turn = trio.Lock()
         self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
         self._chunks = Chunks(store.size_bytes)
+        self._logged_open = False  # the journal may have what the open epoch was when an opening failed
 
     # --- the contract, in the trio thread -----------------------------------------------------------
 
@@ -362,12 +363,15 @@ class DiskBuffer:
             await self._in_thread(self._let_out, epoch, changes, f"opening with epoch {epoch} held")
         epoch, changes = self._gate.settle()
         self._chunks.mark(changes.extents)
-        await self._in_thread(self._let_out, epoch, changes, "opening")
+        await self._in_thread(self._let_out, epoch, changes, "opening", True)
 
-    def _let_out(self, epoch: int, changes: ExtentMap, what: str) -> None:
+    def _let_out(self, epoch: int, changes: ExtentMap, what: str, may_grow: bool = False) -> None:
         """Write held changes to the store, behind older ones on their way; a discard meanwhile stops it."""
         on_step = self._on_step if changes.extents else pass_step
         self._gate.wait_none_passing()
+        if self._logged_open:  # it goes first: a journal takes no epoch again that has grown since
+            self._leave_journal()
+        self._logged_open = may_grow
         done = self._commit(epoch, changes.extents, partial(self._stops_before_write, on_step, epoch))
         if not done or self._is_discarded():
             raise ReleaseError(f"{what} was stopped by discard(); a part of it may have left")
@@ -376,6 +380,7 @@ class DiskBuffer:
             self._store.sync()
             on_step("synced", epoch)
         self._gate.retire(changes)
+        self._logged_open = False
 
     def _commit(self, epoch: int, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
         """Write an epoch to the store; False if `stopped` said so."""
