@@ -84,8 +84,8 @@ class DiskBuffer:
             limit_bytes=limit_bytes,
             depth=depth,
             read_only=store.read_only,
-            rose=self._tell_later,
-            began=self._tell_output_later,
+            rose=partial(self._in_engine, self._tell),
+            began=partial(self._in_engine, self._tell_output),
         )
         self._reading = Reading(self._gate, store, in_memory=self._in_memory)
         self._pressure_callbacks: list[Callable[[Pressure], None]] = []
@@ -335,14 +335,8 @@ class DiskBuffer:
         """Run a store operation in a thread. Once begun it isn't abandoned: what it does stays known."""
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
-    def _tell_later(self, level: Pressure) -> None:
-        """The level rose, in whatever thread; tell it in the engine's, if that is still there."""
-        self._in_engine(self._tell, level)
-
-    def _tell_output_later(self, epoch: int) -> None:
-        self._in_engine(self._tell_output, epoch)
-
     def _in_engine(self, tell: Callable[[_T], None], what: _T) -> None:
+        """From whatever thread, in the engine's, if that is still there."""
         assert self._engine is not None, "nothing is held before hold()"
         with suppress(trio.RunFinishedError):
             self._engine.run_sync_soon(tell, what)
