@@ -84,8 +84,8 @@ class DiskBuffer:
             limit_bytes=limit_bytes,
             depth=depth,
             read_only=store.read_only,
-            rose=self._tell_later,
-            began=self._tell_output_later,
+            rose=partial(self._in_engine, self._tell),
+            began=partial(self._in_engine, self._tell_output),
         )
         self._reading = Reading(self._gate, store, in_memory=self._in_memory)
         self._pressure_callbacks: list[Callable[[Pressure], None]] = []
@@ -94,6 +94,7 @@ class DiskBuffer:
         self._store_turn = trio.Lock()
         self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
         self._chunks = Chunks(store.size_bytes)
+        self._logged_open = False  # the journal may have what the open epoch was when an opening failed
 
     # --- the contract, in the trio thread -----------------------------------------------------------
 
@@ -334,14 +335,8 @@ class DiskBuffer:
         """Run a store operation in a thread. Once begun it isn't abandoned: what it does stays known."""
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
-    def _tell_later(self, level: Pressure) -> None:
-        """The level rose, in whatever thread; tell it in the engine's, if that is still there."""
-        self._in_engine(self._tell, level)
-
-    def _tell_output_later(self, epoch: int) -> None:
-        self._in_engine(self._tell_output, epoch)
-
     def _in_engine(self, tell: Callable[[_T], None], what: _T) -> None:
+        """From whatever thread, in the engine's, if that is still there."""
         assert self._engine is not None, "nothing is held before hold()"
         with suppress(trio.RunFinishedError):
             self._engine.run_sync_soon(tell, what)
@@ -362,12 +357,15 @@ class DiskBuffer:
             await self._in_thread(self._let_out, epoch, changes, f"opening with epoch {epoch} held")
         epoch, changes = self._gate.settle()
         self._chunks.mark(changes.extents)
-        await self._in_thread(self._let_out, epoch, changes, "opening")
+        await self._in_thread(self._let_out, epoch, changes, "opening", True)
 
-    def _let_out(self, epoch: int, changes: ExtentMap, what: str) -> None:
+    def _let_out(self, epoch: int, changes: ExtentMap, what: str, may_grow: bool = False) -> None:
         """Write held changes to the store, behind older ones on their way; a discard meanwhile stops it."""
         on_step = self._on_step if changes.extents else pass_step
         self._gate.wait_none_passing()
+        if self._logged_open:  # it goes first: a journal takes no epoch again that has grown since
+            self._leave_journal()
+        self._logged_open = may_grow
         done = self._commit(epoch, changes.extents, partial(self._stops_before_write, on_step, epoch))
         if not done or self._is_discarded():
             raise ReleaseError(f"{what} was stopped by discard(); a part of it may have left")
@@ -376,6 +374,7 @@ class DiskBuffer:
             self._store.sync()
             on_step("synced", epoch)
         self._gate.retire(changes)
+        self._logged_open = False
 
     def _commit(self, epoch: int, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
         """Write an epoch to the store; False if `stopped` said so."""

@@ -44,6 +44,8 @@ class Chunks:
 
         What other threads mark meanwhile is either among them or stays marked.
         """
-        indices = np.flatnonzero(self._dirty)
+        # Of a copy, which is made at once: numpy counts first, and then fills what it has counted, with other
+        # threads running; before 2.2.4 it writes beyond its result for a mark in between.
+        indices = np.flatnonzero(np.frombuffer(bytes(self._marks), bool))
         self._dirty[indices] = False
         return indices

@@ -2,7 +2,8 @@
 
 Every `every_s`, all disks are sealed at one instant, so that what they hold together fits together; then each
 is released. A store that fails is tried again for ever: what it can't take is kept, and its clients are
-slowed at the limit. At an orderly end everything that a client was told is written is in its store.
+slowed at the limit; the other disks go on without it. At an orderly end everything that a client was told is
+written is in its store.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import trio
@@ -49,6 +51,7 @@ class Service:
     report: Callable[[str], None]
     epochs: int = 0
     _filling: trio.Event = field(default_factory=trio.Event)
+    _failing: set[str] = field(default_factory=set)
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Serve until another signal than SIGUSR1 comes. Raises what `listen` does."""
@@ -102,40 +105,51 @@ class Service:
     async def _release_on_a_timer(self) -> None:
         """Earlier than the timer if a disk gets half full."""
         sealed_s = trio.current_time()
-        for epoch in itertools.count(1):
-            # From seal to seal: a release that takes longer is followed by the next one at once.
-            with trio.move_on_at(sealed_s + self.every_s):
-                await self._filling.wait()
-            self._filling = trio.Event()
-            sealed_s = trio.current_time()
-            self._seal(epoch)
-            async with trio.open_nursery() as nursery:
-                for disk in self._writable():
-                    nursery.start_soon(self._release, disk, epoch)
-            self.epochs = epoch
+        async with trio.open_nursery() as retries:
+            for number in itertools.count(1):
+                # From seal to seal: a release that takes longer is followed by the next one at once.
+                with trio.move_on_at(sealed_s + self.every_s):
+                    await self._filling.wait()
+                self._filling = trio.Event()
+                sealed_s = trio.current_time()
+                async with trio.open_nursery() as nursery:
+                    for disk, epoch in self._seal():
+                        nursery.start_soon(self._release, disk, epoch, retries)
+                self.epochs = number
 
-    def _seal(self, epoch: int) -> None:
-        disks = self._writable()
+    def _seal(self) -> list[tuple[Disk, int]]:
+        """Seal what doesn't fail; the disks and the epochs that are to be released."""
+        disks = [disk for disk in self._writable() if disk.export not in self._failing]
         for disk in disks:
             disk.buffer.prepare()
+        sealed = []
         for disk in disks:
+            epoch = disk.buffer.statistics().open_epoch
+            assert epoch is not None, "a disk that is served holds"
             disk.buffer.seal(epoch)
+            sealed.append((disk, epoch))
+        return sealed
 
-    async def _release(self, disk: Disk, epoch: int) -> None:
-        for attempt in itertools.count(1):
-            try:
+    async def _release(self, disk: Disk, epoch: int, retries: trio.Nursery) -> None:
+        try:
+            await disk.buffer.release(epoch)
+        except StoreError as error:
+            _log.warning(
+                "export %r: epoch %d is held and tried again every %g s: %s",
+                disk.export, epoch, RETRY_S, error,
+            )  # fmt: skip
+            self._failing.add(disk.export)
+            retries.start_soon(self._release_again, disk, epoch)
+
+    async def _release_again(self, disk: Disk, epoch: int) -> None:
+        while True:
+            await trio.sleep(RETRY_S)
+            with suppress(StoreError):
                 await disk.buffer.release(epoch)
-            except StoreError as error:
-                if attempt == 1:
-                    _log.warning(
-                        "export %r: epoch %d is held and tried again every %g s: %s",
-                        disk.export, epoch, RETRY_S, error,
-                    )  # fmt: skip
-                await trio.sleep(RETRY_S)
-            else:
-                if attempt > 1:
-                    _log.warning("export %r: epoch %d is released after all", disk.export, epoch)
-                return
+                break
+        _log.warning("export %r: epoch %d is released after all", disk.export, epoch)
+        self._failing.remove(disk.export)
+        self._filling.set()  # it has had no release for long
 
     async def _finish_disk(self, disk: Disk, failures: list[DiskbufError]) -> None:
         """Release what is sealed, then seal and release what is open; have it on stable storage."""

@@ -742,6 +742,34 @@ async def test_what_is_released_survives_the_store(tmp_path: Path, store: FakeSt
     assert bytes(after_the_crash.image[7:11]) == b"kept"
 
 
+@pytest.mark.parametrize("again", ["open", "release"])
+async def test_what_was_written_since_a_failed_opening_follows(
+    store: FakeStore, journal: Journal, again: str
+) -> None:
+    buffer = DiskBuffer(store, limit_bytes=LIMIT, journal=journal)
+    buffer.hold(1)
+    buffer.write(0, b"one")
+    buffer.seal(1)
+    await buffer.release(1)
+    buffer.write(0, b"two")
+    store.failure = StoreFullError("full")
+    with pytest.raises(StoreFullError):
+        await buffer.open()
+    assert journal.statistics().waiting_epochs == (2,)
+    buffer.write(2, b"!!")
+    with pytest.raises(StoreFullError):
+        await buffer.open()
+    buffer.write(3, b"?")
+    store.failure = None
+    if again == "open":
+        await buffer.open()
+    else:
+        buffer.seal(2)
+        await buffer.release(2)
+    assert bytes(store.image[:4]) == b"tw!?"
+    assert journal.statistics().waiting_epochs == ()
+
+
 async def test_standby_logs_and_applies_once(store: FakeStore, journal: Journal) -> None:
     buffer = DiskBuffer(store, limit_bytes=LIMIT, journal=journal)
     await buffer.write_chunk(0, b"c" * CHUNK_BYTES)

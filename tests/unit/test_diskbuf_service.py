@@ -129,6 +129,24 @@ async def test_a_store_that_fails_is_tried_until_it_works(
     assert released == "export 'disk': epoch 1 is released after all"
 
 
+async def test_a_store_that_fails_holds_up_no_other_disk(autojump_clock: trio.testing.MockClock) -> None:
+    broken, sound = SyncedStore(), SyncedStore()
+    broken.failures = 100
+    async with serving(EVERY_S, broken=broken, sound=sound) as served:
+        broken_buffer, sound_buffer = (disk.buffer for disk in served.disks)
+        broken_buffer.write(0, b"at it")
+        await broken.failed.wait()
+        for data in (b"first", b"other"):
+            sound_buffer.write(0, data)
+            while await sound.syncs.receive() != data:
+                pass
+        broken_buffer.write(3, b"more")
+        broken.failures = 0
+        while await broken.syncs.receive() != b"at mo":
+            pass
+    assert broken_buffer.statistics().held_items == sound_buffer.statistics().held_items == 0
+
+
 async def test_the_end_releases_what_is_open(autojump_clock: trio.testing.MockClock) -> None:
     store = SyncedStore()
     async with serving(disk=store) as served:
