@@ -138,6 +138,11 @@ class Ledger:
         """How many outputs the open epoch has; 0 unless holding."""
         return self._current.items if self._current else 0
 
+    @property
+    def open_bytes(self) -> int:
+        """How much they are; 0 unless holding."""
+        return self._current.size_bytes if self._current else 0
+
     def place_of(self, epoch: int) -> tuple[int, int]:
         """Of all that is held, oldest first: where the outputs of a sealed epoch begin, and their number.
 

@@ -57,8 +57,7 @@ _log = structlog.get_logger(__name__)
 class PlugHold:
     """Holds what one guest NIC sends; what is sent to the guest passes unheld.
 
-    All methods are called from the trio thread. A guest with several NICs has one hold for each.
-    """
+    All methods are called from the trio thread. A guest with several NICs has one hold for each."""
 
     def __init__(
         self,
@@ -111,15 +110,16 @@ class PlugHold:
         self._callbacks.append(callback)
 
     def on_output(self, callback: Callable[[int], None]) -> None:
-        """From the next epoch on, have `callback(epoch)` called at its first output, if `run` is running."""
+        """From the next epoch on, have `callback(epoch)` called at its first output, if `run` runs."""
         self._first.on_output(callback)
 
     def open_items(self) -> int:
-        """Outputs of the open epoch so far, without a system call if there is a gate.
-
-        Those that the plug had no room for are among them. Without a gate, those of the last look.
-        """
+        """Outputs of the open epoch so far, refused ones too; of the last look if there is no gate."""
         return self._first.open_items()
+
+    def open_bytes(self) -> int:
+        """How much they were when the kernel was last asked."""
+        return self._ledger.open_bytes
 
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.5 ms: the kernel is asked."""

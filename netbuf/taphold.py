@@ -118,6 +118,10 @@ class TapHold:
         """Outputs of the open epoch so far, without a system call; what waits in the ring is among them."""
         return self._first.open_items()
 
+    def open_bytes(self) -> int:
+        """How much they are, of those that have been read."""
+        return self._ledger.open_bytes
+
     def statistics(self) -> BufferStatistics:
         """A snapshot, about 0.4 ms: the kernel is asked for the frames that it had to drop."""
         return self._ledger.statistics(dropped_elsewhere_items=self._book_passed())

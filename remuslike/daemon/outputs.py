@@ -21,6 +21,8 @@ _log = structlog.get_logger(__name__)
 # Without any buffer nothing is held; the window alone bounds the epochs on their way.
 _DEPTH_OF_NOTHING = 1 << 30
 
+_PACKET_BYTES = 1514  # of full length on an Ethernet
+
 _RANK = {Pressure.NONE: 0, Pressure.SOON: 1, Pressure.FULL: 2}
 
 
@@ -89,9 +91,11 @@ class Outputs:
         return 2 * sum(network.statistics().limit_bytes for network in self.networks)
 
     @property
-    def open_frames(self) -> int:
-        """How many the open epoch has so far."""
-        return sum(network.open_items() for network in self.networks)
+    def open_packets(self) -> int:
+        """What the open epoch's frames are on the wire, about: a guest hands over large ones to be cut."""
+        return sum(
+            max(network.open_items(), network.open_bytes() // _PACKET_BYTES) for network in self.networks
+        )
 
     def sealed_frames(self, epoch: int) -> list[list[bytes]]:
         """The frames of a sealed, unreleased epoch, for each network interface, which must keep them."""

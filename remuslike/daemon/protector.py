@@ -221,7 +221,7 @@ class Protector:
         if self._destroyed:
             return
         sealing = time.perf_counter()
-        frames = self._outputs.open_frames
+        packets = self._outputs.open_packets
         if not base:
             self._outputs.seal(epoch)
         elif not self._core.holding:
@@ -242,7 +242,7 @@ class Protector:
         self._captured[epoch] = pending
         self._checkpointed = sample
         self._hook("checkpoint.captured", epoch)
-        self.post(on.Captured(time.monotonic(), epoch, time.perf_counter() - began, frames))
+        self.post(on.Captured(time.monotonic(), epoch, time.perf_counter() - began, packets))
 
     async def _resume(self) -> None:
         began = time.perf_counter()

@@ -151,13 +151,13 @@ class SyncConverged:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The checkpoint of `epoch` is complete in memory; the guest is still paused, for `pause_s` so far. So
-    many `frames` are held with it."""
+    """The checkpoint of `epoch` is complete in memory; the guest is still paused, for `pause_s` so far. Held
+    with it are so many network `packets`."""
 
     now: float
     epoch: int
     pause_s: float = 0.0
-    frames: int = 0
+    packets: int = 0
 
 
 @dataclass(frozen=True, slots=True)

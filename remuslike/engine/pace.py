@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import log2
+
 from remuslike.engine.events import OutputHeld, OutputKind
 from remuslike.engine.policy import Situation, TriggerPolicy
 
 # What the latest checkpoint counts in an average: a load that changes is followed within some four epochs.
 _WEIGHT = 0.25
+
+# An epoch's load counts for that of 256 packets at the most: a burst must not outweigh the quiet after it.
+_LOAD_MAX = 8.0
 
 # So late a timer may be that is exact to the millisecond, on a processor that is busy. An epoch counts from
 # when it was due, or every one of them would be longer by that much than it was asked to be.
@@ -22,7 +27,7 @@ class Pace:
         self._first: dict[OutputKind, tuple[int, float]] = {}  # the newest epoch that has one, and when
         self._committed_at = 0.0
         self._pause_s = 0.0
-        self._frames = 0.0
+        self._load = 0.0
 
     @property
     def synchronous(self) -> bool:
@@ -41,9 +46,9 @@ class Pace:
         if event.epoch > epoch:
             self._first[event.kind] = event.epoch, event.now
 
-    def captured(self, pause_s: float, frames: int) -> None:
+    def captured(self, pause_s: float, packets: int) -> None:
         self._pause_s = _average(self._pause_s, pause_s)
-        self._frames = _average(self._frames, frames)
+        self._load = _average(self._load, min(log2(max(packets, 1)), _LOAD_MAX))
 
     def committed(self, now: float) -> None:
         self._committed_at = now
@@ -57,7 +62,7 @@ class Pace:
                 first_write=self._first_of(OutputKind.DISK, open_epoch),
                 committed_at=None if committing else self._committed_at,
                 pause_s=self._pause_s,
-                frames=self._frames,
+                load=self._load,
             )
         )
 

@@ -15,8 +15,8 @@ class Situation:
 
     `began`: when it did, with the start of the checkpoint before it (or when that was due, if a timer was a
     little late). `first_frame`, `first_write`: when its first output of either kind was held; None: not yet.
-    `committed_at`: when the last acknowledgement came; None while one is due. `pause_s`, `frames`: averages
-    over recent checkpoints, the latest counting most.
+    `committed_at`: when the last acknowledgement came; None while one is due. `pause_s`, `load`: averages
+    over recent checkpoints, the latest counting most, of the pause and of log2 of the packets that were held.
     """
 
     began: float
@@ -24,7 +24,7 @@ class Situation:
     first_write: float | None = None
     committed_at: float | None = None
     pause_s: float = 0.0
-    frames: float = 0.0
+    load: float = 0.0
 
 
 class TriggerPolicy(Protocol):
@@ -72,24 +72,16 @@ class EventTapPolicy:
         )
 
 
-# An epoch with so many frames serves so many clients that the guest has work while some of them wait: it
-# gains nothing from pausing more often than its share of pauses allows.
-BUSY_FRAMES = 16
-
-# ... which is one part of so many.
-PAUSES_PER_BUSY_EPOCH = 4
-
-
 @dataclass(frozen=True, slots=True)
 class AdaptivePolicy:
     """Ours: the first frame starts a checkpoint once the last one has committed and the epoch has lasted as
-    long as the guest's load deserves.
+    long as the guest's load deserves: one pause for each doubling of the packets that recent epochs held.
 
-    That is nothing for a guest that sends a frame now and then: its client waits for that very frame. It is
-    `PAUSES_PER_BUSY_EPOCH` times the recent pause for one that sends `BUSY_FRAMES` in an epoch, so that it
-    runs most of the time; and in proportion between the two. Longer epochs collect more frames, so a busy
-    guest settles at the long end, and an epoch that collected few brings it back. Disk writes have been
-    answered, so nobody waits for them. `ceiling_s` bounds what is held, and what a takeover may lose."""
+    That is nothing for a guest that sends one packet an epoch: its client waits for that very one. Who sends
+    many serves many clients, or a fat stream, and has work while they wait: it gains nothing from pausing
+    often. Longer epochs collect more packets, so a busy guest settles at the long end, and an epoch that
+    collected few brings it back. Disk writes have been answered, so nobody waits for them. `ceiling_s` bounds
+    what is held, and what a takeover may lose."""
 
     ceiling_s: float
     floor_s: float = 0.0
@@ -99,6 +91,5 @@ class AdaptivePolicy:
         latest = situation.began + self.ceiling_s
         if situation.first_frame is None or situation.committed_at is None:
             return latest
-        load = min(1.0, situation.frames / BUSY_FRAMES)
-        least_s = max(self.floor_s, load * PAUSES_PER_BUSY_EPOCH * situation.pause_s)
+        least_s = max(self.floor_s, situation.load * situation.pause_s)
         return min(latest, max(situation.first_frame, situation.committed_at, situation.began + least_s))

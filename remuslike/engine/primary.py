@@ -246,7 +246,7 @@ class PrimaryCore:
             self._pace.begin(event.now)
             self._stalled_base = self.holding
         else:
-            self._pace.captured(event.pause_s, event.frames)
+            self._pace.captured(event.pause_s, event.packets)
             self.unreleased.append(event.epoch)
         if not self._stalled_base:
             self.open_epoch = event.epoch + 1

@@ -7,8 +7,6 @@ import pytest
 from remuslike.engine.events import OutputHeld, OutputKind
 from remuslike.engine.pace import Pace
 from remuslike.engine.policy import (
-    BUSY_FRAMES,
-    PAUSES_PER_BUSY_EPOCH,
     AdaptivePolicy,
     EpochPolicy,
     EventTapPolicy,
@@ -95,10 +93,9 @@ def test_a_floor_holds_for_every_load() -> None:
 
 
 def test_the_busier_the_guest_the_longer_its_epochs() -> None:
-    due = [adaptive(first_frame=1.0, committed_at=1.0, frames=n) for n in (0, 4, 8, BUSY_FRAMES, 1000)]
-    longest = 1.0 + PAUSES_PER_BUSY_EPOCH * PAUSE_S
-    assert due == [1.0, pytest.approx(1.005), pytest.approx(1.01), longest, longest]
-    assert adaptive(first_frame=1.0, frames=1000, pause_s=1.0) == 1.1  # the ceiling
+    due = [adaptive(first_frame=1.0, committed_at=1.0, load=load) for load in (0, 1, 4.5, 8)]
+    assert due == [pytest.approx(1.0 + load * PAUSE_S) for load in (0, 1, 4.5, 8)]
+    assert adaptive(first_frame=1.0, load=8, pause_s=1.0) == 1.1  # the ceiling
 
 
 # --- what they are fed with -------------------------------------------------------------------------
@@ -135,12 +132,21 @@ def test_averages_follow_a_load_that_changes() -> None:
     recorder = Recorder()
     pace = Pace(recorder)
     for _ in range(20):
-        pace.captured(0.008, 40)
+        pace.captured(0.008, 64)
     pace.due_at(1, committing=False)
-    for _ in range(4):
-        pace.captured(0.004, 0)
+    for packets in (0, 1, 0, 1):
+        pace.captured(0.004, packets)
     pace.due_at(1, committing=False)
     before, after = recorder.seen
-    assert (before.pause_s, before.frames) == (pytest.approx(0.008, rel=0.01), pytest.approx(40, rel=0.01))
+    assert (before.pause_s, before.load) == (pytest.approx(0.008, rel=0.01), pytest.approx(6, rel=0.01))
     assert 0.004 < after.pause_s < 0.006
-    assert 0 < after.frames < 20
+    assert 0 < after.load < 2
+
+
+def test_a_burst_is_soon_forgotten() -> None:
+    recorder = Recorder()
+    pace = Pace(recorder)
+    for packets in [100_000] * 20 + [0] * 4:
+        pace.captured(PAUSE_S, packets)
+    pace.due_at(1, committing=False)
+    assert recorder.seen[0].load < 3
