@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import add
 
 import numpy as np
 
@@ -100,16 +101,17 @@ class MemoryStore:
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
         """See `Scattering.write_scattered`."""
-        if self._read_only and extents:
+        if not extents:
+            return
+        if self._read_only:
             self._check_writable(extents[0].offset, extents[0].length)
-        offsets = [extent.offset for extent in extents]
-        ends = [extent.offset + extent.length for extent in extents]
-        payloads = [extent.data for extent in extents]
+        offsets, lengths, _, payloads = zip(*extents, strict=True)
+        ends = tuple(map(add, offsets, lengths))
         copies = map(self._bytes.__setitem__, map(slice, offsets, ends), payloads)
         deque(copies, maxlen=0)  # all of them without a step of the interpreter in between
-        allocated = np.frombuffer(self._allocated, dtype=np.uint8)
-        allocated[np.array(offsets, dtype=np.int64) // CHUNK_BYTES] = 1
-        allocated[(np.array(ends, dtype=np.int64) - 1) // CHUNK_BYTES] = 1  # the next one at most
+        allocated = self._allocated
+        for offset, end in zip(offsets, ends, strict=True):
+            allocated[offset // CHUNK_BYTES] = allocated[(end - 1) // CHUNK_BYTES] = 1  # the next one at most
 
     def zero(self, offset: int, length: int, *, punch_hole: bool) -> None:
         self._check_writable(offset, length)

@@ -90,7 +90,7 @@ class Scattering(Protocol):
     """What a store can do besides, if short pieces here and there cost it less than being asked for each."""
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
-        """Write extents of data, none longer than SCATTERED_BYTES_MAX."""
+        """Write extents of data, none longer than SCATTERED_BYTES_MAX, in order if they overlap."""
 
 
 def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
@@ -105,13 +105,30 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
         if stopped():
             return False
         some = extents[first : first + _SCATTERED_MAX]
-        short = [each for each in some if each.kind is Kind.DATA and each.length <= SCATTERED_BYTES_MAX]
-        store.write_scattered(short)
-        if len(short) < len(some):  # they don't overlap: which comes first makes no difference
-            rest = (each for each in some if each.kind is not Kind.DATA or each.length > SCATTERED_BYTES_MAX)
-            if not _gather(store, rest, stopped):
-                return False
+        if all(map(_is_short_data, some)):
+            store.write_scattered(some)
+            continue
+        store.write_scattered([each for each in some if _is_short_data(each)])
+        # They don't overlap: which comes first makes no difference.
+        if not _gather(store, (each for each in some if not _is_short_data(each)), stopped):
+            return False
     return True
+
+
+def write_in_order(store: Store, changes: Sequence[Extent]) -> None:
+    """Write changes that may overlap, one after another. Raises `StoreError` at the first that fails."""
+    if len(changes) > 1 and isinstance(store, Scattering) and all(map(_is_short_data, changes)):
+        store.write_scattered(changes)
+        return
+    for offset, length, kind, data in changes:
+        if kind is Kind.DATA:
+            store.write(offset, (data,))
+        else:
+            store.zero(offset, length, punch_hole=kind is Kind.HOLE)
+
+
+def _is_short_data(extent: Extent) -> bool:
+    return extent.kind is Kind.DATA and extent.length <= SCATTERED_BYTES_MAX
 
 
 def _gather(store: Store, extents: Iterable[Extent], stopped: Callable[[], bool]) -> bool:
