@@ -1,9 +1,10 @@
 """One NBD client in the transmission phase, served by threads of its own.
 
 The thread that calls `serve` receives all requests. It answers those that need no wait itself, in the order
-they came, many per system call. The others go to workers and are answered when they are done, as the
-specification allows ("Ordering of messages and writes"): changes that wait for room have one worker, for
-they wait for the same; what waits for the store has several, so that a disk's queue is kept busy.
+they came, many per system call; short writes that came together are admitted together. The others go to
+workers and are answered when they are done, as the specification allows ("Ordering of messages and writes"):
+changes that wait for room have one worker, for they wait for the same; what waits for the store has several,
+so that a disk's queue is kept busy.
 
 Invariants:
 1. a request that was given to a worker counts as in flight until its reply is with the kernel: at most

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from operator import add
 
 import numpy as np
 
@@ -101,16 +99,12 @@ class MemoryStore:
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
         """See `Scattering.write_scattered`."""
-        if not extents:
-            return
-        if self._read_only:
+        if self._read_only and extents:
             self._check_writable(extents[0].offset, extents[0].length)
-        offsets, lengths, _, payloads = zip(*extents, strict=True)
-        ends = tuple(map(add, offsets, lengths))
-        copies = map(self._bytes.__setitem__, map(slice, offsets, ends), payloads)
-        deque(copies, maxlen=0)  # all of them without a step of the interpreter in between
-        allocated = self._allocated
-        for offset, end in zip(offsets, ends, strict=True):
+        target, allocated = self._bytes, self._allocated
+        for offset, length, _, data in extents:
+            end = offset + length
+            target[offset:end] = data
             allocated[offset // CHUNK_BYTES] = allocated[(end - 1) // CHUNK_BYTES] = 1  # the next one at most
 
     def zero(self, offset: int, length: int, *, punch_hole: bool) -> None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from diskbuf.contract import Pressure
-from diskbuf.extents import Extent, ExtentMap, Kind, held_bytes
+from diskbuf.extents import EXTENT_BYTES_MIN, Extent, ExtentMap, Kind
 
 PIECES_MAX = 64
 """The most pieces of one epoch in one plan. Planning is done under a lock, for which a seal may wait: this
 makes it some 20 µs, however small the pieces of a long read are."""
+
+_LENGTH = attrgetter("length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class Overlay:
     def put(self, changes: Sequence[Extent], *, limited: bool) -> int:
         """Add changes to the open epoch, none after the one that reaches the limit if `limited`. How many."""
         count = len(changes)
-        if not limited or self.held_bytes + sum(map(held_bytes, changes)) < self.limit_bytes:
+        bound = sum(map(_LENGTH, changes)) + count * EXTENT_BYTES_MIN
+        if not limited or self.held_bytes + bound < self.limit_bytes:
             self._open.put_all(changes)
         else:
             count = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol, runtime_checkable
 
 from diskbuf.extents import Bytes, Extent, Kind
@@ -21,7 +22,9 @@ at which a larger system call is a faster one."""
 SCATTERED_BYTES_MAX = 64 << 10
 """The longest piece that is written among others; longer ones are worth a write each."""
 _SCATTERED_MAX = 128
-"""Pieces at once: other threads wait for that long, some 0.1 ms."""
+"""Pieces at once, after which somebody may stop it: some 0.1 ms."""
+
+_KIND, _LENGTH = attrgetter("kind"), attrgetter("length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
         if stopped():
             return False
         some = extents[first : first + _SCATTERED_MAX]
-        if all(map(_is_short_data, some)):
+        if _all_short_data(some):
             store.write_scattered(some)
             continue
         store.write_scattered([each for each in some if _is_short_data(each)])
@@ -117,7 +120,7 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
 
 def write_in_order(store: Store, changes: Sequence[Extent]) -> None:
     """Write changes that may overlap, one after another. Raises `StoreError` at the first that fails."""
-    if len(changes) > 1 and isinstance(store, Scattering) and all(map(_is_short_data, changes)):
+    if len(changes) > 1 and isinstance(store, Scattering) and _all_short_data(changes):
         store.write_scattered(changes)
         return
     for offset, length, kind, data in changes:
@@ -125,6 +128,11 @@ def write_in_order(store: Store, changes: Sequence[Extent]) -> None:
             store.write(offset, (data,))
         else:
             store.zero(offset, length, punch_hole=kind is Kind.HOLE)
+
+
+def _all_short_data(extents: Sequence[Extent]) -> bool:
+    """By loops of the interpreter's own, for it is asked of every write."""
+    return not any(map(_KIND, extents)) and max(map(_LENGTH, extents)) <= SCATTERED_BYTES_MAX
 
 
 def _is_short_data(extent: Extent) -> bool:
