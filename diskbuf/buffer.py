@@ -32,7 +32,7 @@ from diskbuf.gate import Admission, Gate
 from diskbuf.journal import Journal
 from diskbuf.reading import Reading
 from diskbuf.sealed import SealedWrites
-from diskbuf.store import Allocation, Store, apply_extents
+from diskbuf.store import Allocation, Store, apply_extents, write_in_order
 
 _Arguments = TypeVarTuple("_Arguments")
 _T = TypeVar("_T")
@@ -92,6 +92,7 @@ class DiskBuffer:
         self._output_callbacks: list[Callable[[int], None]] = []
         self._engine: trio.lowlevel.TrioToken | None = None
         self._store_turn = trio.Lock()
+        self._left_nothing = False  # a release since `hold` did all that an epoch without changes may have to
         self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
         self._chunks = Chunks(store.size_bytes)
         self._logged_open = False  # the journal may have what the open epoch was when an opening failed
@@ -133,6 +134,7 @@ class DiskBuffer:
         """From now on, changes belong to `epoch`. Those that were answered before are in the store."""
         self._engine = trio.lowlevel.current_trio_token()
         self._gate.hold(epoch)
+        self._left_nothing = False
 
     def prepare(self) -> None:
         """Until the next seal, admit changes beyond the limit, those that wait for room included."""
@@ -161,8 +163,12 @@ class DiskBuffer:
         """
         async with self._store_turn:
             self._gate.check_release(epoch)
-            what = f"release of epoch {epoch}"
-            await self._in_thread(self._let_out, epoch, self._gate.sealed_map(epoch), what)
+            changes = self._gate.sealed_map(epoch)
+            if self._left_nothing and not len(changes):
+                self._gate.retire(changes)
+                return
+            await self._in_thread(self._let_out, epoch, changes, f"release of epoch {epoch}")
+            self._left_nothing = True
 
     async def open(self) -> None:
         """Write all that is held to the store, in order; from then on, changes go there at once.
@@ -210,18 +216,19 @@ class DiskBuffer:
         """What is known of a range without reading it, from `offset` on. Raises `StoreError` as it goes."""
         return self._reading.allocation(offset, length)
 
-    def try_change(self, extent: Extent) -> Admission:
-        """Make a change if that needs no wait, else say what it waits for: room, or the store.
+    def try_changes(self, changes: Sequence[Extent]) -> tuple[int, Admission]:
+        """Make changes, in order, as long as that needs no wait: how many are made. If none is, the first
+        one waits for what is said: room, or the store.
 
-        Raises `WriteRefusedError`, `StoreError`.
+        Raises `WriteRefusedError`, `StoreError`; then all of them have failed.
         """
         if self._gate.state is State.OPEN and not self._in_memory:
-            return Admission.PASSES
-        admission = self._gate.try_admit(extent)
+            return 0, Admission.PASSES
+        count, admission = self._gate.try_admit(changes)
         if admission is Admission.PASSES:
-            self._pass_through(extent)
-            return Admission.HELD
-        return admission
+            self._pass_through(changes)
+            return count, Admission.HELD
+        return count, admission
 
     def change(self, extent: Extent, abandoned: Callable[[], bool] = _never) -> bool:
         """Hold a change, once there is room, or write it to the store, as the state demands.
@@ -231,7 +238,7 @@ class DiskBuffer:
         """
         admission = self._gate.admit(extent, abandoned)
         if admission is Admission.PASSES:
-            self._pass_through(extent)
+            self._pass_through((extent,))
         return admission is not Admission.WAITS
 
     @property
@@ -399,20 +406,16 @@ class DiskBuffer:
         self._leave_journal()
         self._store.sync()
 
-    def _pass_through(self, extent: Extent) -> None:
-        """Write an admitted change to the store."""
-        marked = (extent,)
-        self._chunks.mark(marked)
+    def _pass_through(self, changes: Sequence[Extent]) -> None:
+        """Write admitted changes to the store, in order."""
+        self._chunks.mark(changes)
         written = False
         try:
-            if extent.kind is Kind.DATA:
-                self._store.write(extent.offset, (extent.data,))
-            else:
-                self._store.zero(extent.offset, extent.length, punch_hole=extent.kind is Kind.HOLE)
+            write_in_order(self._store, changes)
             written = True
         finally:
-            self._chunks.mark(marked)
-            self._gate.passed(extent, written=written)
+            self._chunks.mark(changes)
+            self._gate.passed(changes, written=written)
 
     async def _write_closed(self, write: Callable[[*_Arguments], bool], *args: *_Arguments) -> None:
         async with self._store_turn:

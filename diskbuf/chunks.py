@@ -32,8 +32,8 @@ class Chunks:
 
     def mark(self, extents: Sequence[Extent]) -> None:
         """Note that the extents are being written."""
-        for extent in extents:
-            first, last = extent.offset // CHUNK_BYTES, (extent.end - 1) // CHUNK_BYTES
+        for offset, length, _, _ in extents:
+            first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
             if first == last:
                 self._marks[first] = 1  # a tenth of what numpy takes for it, and nearly every write's case
             else:

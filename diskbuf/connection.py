@@ -1,9 +1,10 @@
 """One NBD client in the transmission phase, served by threads of its own.
 
 The thread that calls `serve` receives all requests. It answers those that need no wait itself, in the order
-they came, many per system call. The others go to workers and are answered when they are done, as the
-specification allows ("Ordering of messages and writes"): changes that wait for room have one worker, for
-they wait for the same; what waits for the store has several, so that a disk's queue is kept busy.
+they came, many per system call; short writes that came together are admitted together. The others go to
+workers and are answered when they are done, as the specification allows ("Ordering of messages and writes"):
+changes that wait for room have one worker, for they wait for the same; what waits for the store has several,
+so that a disk's queue is kept busy.
 
 Invariants:
 1. a request that was given to a worker counts as in flight until its reply is with the kernel: at most
@@ -41,6 +42,7 @@ from diskbuf.wire import (
     encode_data_header,
     encode_error,
     encode_hole,
+    encode_replies,
     encode_reply,
     validate_request,
 )
@@ -64,6 +66,7 @@ _WRITE = int(Command.WRITE)
 _DISC = int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
 _CACHE = int(Command.CACHE)
+_DATA = Kind.DATA
 _FAST_ZERO = int(CommandFlag.FAST_ZERO)
 _FUA = int(CommandFlag.FUA)
 _CHANGING = frozenset((int(Command.TRIM), int(Command.WRITE_ZEROES)))
@@ -139,6 +142,10 @@ class Connection:
     def _receive_requests(self) -> bool:
         """Take requests until the client says goodbye (True) or hangs up (False)."""
         while True:
+            writes, payloads = self._receiver.short_writes()
+            if writes:
+                self._answer_writes(writes, payloads)
+            del writes, payloads  # views, that would keep their slab from being used again
             header = self._receiver.header()
             if header is None:
                 self._send_replies()
@@ -153,6 +160,40 @@ class Connection:
             self._take(request)
             if self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX:
                 self._send_replies()
+
+    def _answer_writes(self, requests: list[Request], payloads: list[memoryview]) -> None:
+        """Answer short writes that came together now, or have them answered."""
+        valid: list[Request] = []
+        changes: list[Extent] = []
+        for request, payload in zip(requests, payloads, strict=True):
+            try:
+                validate_request(request, self._terms)
+            except RequestError as error:
+                self._answer_changes(valid, changes)
+                valid, changes = [], []
+                self._reply(self._refusal(request, error))
+            else:
+                valid.append(request)
+                changes.append(Extent(request.offset, request.length, _DATA, payload))
+        self._answer_changes(valid, changes)
+
+    def _answer_changes(self, valid: list[Request], changes: list[Extent]) -> None:
+        """Make what valid requests ask for, or have it made, and reply."""
+        while changes:
+            try:
+                count, admission = self._buffer.try_changes(changes)
+            except DiskbufError as error:
+                for request in valid:
+                    self._reply(self._refusal(request, error))
+                return
+            if count:
+                self._replies.append(encode_replies([request.cookie for request in valid[:count]]))
+                self._replied += count
+            else:
+                workers = self._room if admission is Admission.WAITS else self._store
+                self._answer_later(workers, valid[0], changes[0])
+                count = 1
+            valid, changes = valid[count:], changes[count:]
 
     def _take(self, request: Request) -> None:
         """Receive the request's payload, and answer it now or have it answered."""
@@ -197,11 +238,7 @@ class Connection:
             error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
             self._reply(self._refusal(request, error))
             return
-        admission = self._buffer.try_change(change)
-        if admission is Admission.HELD:
-            self._reply([encode_reply(request.cookie)])
-        else:
-            self._answer_later(self._room if admission is Admission.WAITS else self._store, request, change)
+        self._answer_changes([request], [change])
 
     def _reply_data(self, request: Request, data: Bytes) -> None:
         self._replies += self._data_parts(request, data)

@@ -11,6 +11,7 @@ Invariants of `ExtentMap`:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ class Kind(IntEnum):
     DATA = 0
     ZERO = 1  # reads as zeros and stays allocated (NBD_CMD_WRITE_ZEROES with NO_HOLE)
     HOLE = 2  # reads as zeros and may be deallocated (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES)
+
+
+_DATA = Kind.DATA  # a name of the module is found in a third of the time that an enumeration's takes
 
 
 class Extent(NamedTuple):
@@ -100,28 +104,40 @@ class ExtentMap:
 
     def put(self, extent: Extent) -> None:
         """Change `extent`'s bytes; whatever was there before gives way."""
-        assert extent.length > 0, extent
+        self.put_all((extent,))
+
+    def put_all(self, changes: Iterable[Extent]) -> None:
+        """As `put`, of one after another; in a loop of its own, for it is run once a write."""
+        offsets, extents = self._offsets, self._extents
+        for change in changes:
+            start, length, kind, _ = change
+            at = bisect_left(offsets, start)
+            if (
+                kind is not _DATA
+                or (at < len(offsets) and offsets[at] < start + length)
+                or (at > 0 and extents[at - 1][0] + extents[at - 1][1] > start)
+            ):
+                self._put_over(change)
+            else:  # nearly every write of a guest
+                extents.insert(at, change)
+                offsets.insert(at, start)
+                self.held_bytes += length if length > EXTENT_BYTES_MIN else EXTENT_BYTES_MIN
+
+    def _put_over(self, extent: Extent) -> None:
+        """Put an extent where others may be, or one that may be part of its neighbours."""
         if extent.kind is not Kind.DATA:
             extent = self._merged(extent)
-        start, length, _, data = extent
-        end = start + length
+        start, end = extent.offset, extent.end
         offsets, extents = self._offsets, self._extents
         first = last = bisect_left(offsets, start)
-        cuts_before = first > 0 and extents[first - 1].end > start
-        cuts_after = first < len(offsets) and offsets[first] < end
-        if not cuts_before and not cuts_after:  # nearly every write of a guest
-            extents.insert(first, extent)
-            offsets.insert(first, start)
-            self.held_bytes += max(len(data), EXTENT_BYTES_MIN)
-            return
         replacement = [extent]
-        if cuts_before:
+        if first > 0 and extents[first - 1].end > start:
             first -= 1
             before = extents[first]
             replacement.insert(0, _remainder(before, before.offset, start))
             if before.end > end:
                 replacement.append(_remainder(before, end, before.end))
-        if cuts_after:
+        if last < len(offsets) and offsets[last] < end:
             last = bisect_left(offsets, end, last)
             after = extents[last - 1]
             if after.end > end:

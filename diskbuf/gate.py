@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from diskbuf.contract import BufferStatistics, Pressure, State
@@ -67,10 +67,14 @@ class Gate:
 
     # --- changes and reads, by data threads ---------------------------------------------------------
 
-    def try_admit(self, extent: Extent) -> Admission:
-        """Decide on a change without waiting. Raises `WriteRefusedError`."""
+    def try_admit(self, changes: Sequence[Extent]) -> tuple[int, Admission]:
+        """Decide on changes without waiting, in order: how many of them, and what becomes of those.
+
+        The first that must wait ends it; the answer is `WAITS` if that is the very first. Raises
+        `WriteRefusedError`, and none of them has happened.
+        """
         with self._lock:
-            return self._decide(extent)
+            return self._decide(changes)
 
     def admit(self, extent: Extent, abandoned: Callable[[], bool]) -> Admission:
         """Decide on a change once there is room; `WAITS` only if `abandoned()` before that.
@@ -79,7 +83,7 @@ class Gate:
         """
         with self._lock:
             while not abandoned():
-                decided = self._decide(extent)
+                _, decided = self._decide((extent,))
                 if decided is not Admission.WAITS:
                     return decided
                 self._wait()
@@ -91,13 +95,13 @@ class Gate:
             with self._lock:
                 self._note_output()
 
-    def passed(self, extent: Extent, *, written: bool) -> None:
-        """A change that passed is in the store, or has failed to get there."""
+    def passed(self, changes: Sequence[Extent], *, written: bool) -> None:
+        """Changes that passed are in the store, or have failed to get there."""
         with self._lock:
-            self._passing -= 1
+            self._passing -= len(changes)
             if written:
-                self._released_items += 1
-                self._released_bytes += held_bytes(extent)
+                self._released_items += len(changes)
+                self._released_bytes += sum(map(held_bytes, changes))
             if not self._passing and self.state is not State.OPEN:  # while it is open nobody waits for that
                 self._look_again()
 
@@ -287,20 +291,21 @@ class Gate:
         self._waiting = 0
         self._changed.notify_all()
 
-    def _decide(self, extent: Extent) -> Admission:
+    def _decide(self, changes: Sequence[Extent]) -> tuple[int, Admission]:
         if not self.read_only:
             if self.state is State.HOLDING:
                 if self._settling or (self.pressure is Pressure.FULL and not self._preparing):
-                    return Admission.WAITS
-                self._overlay.put(extent)
+                    return 0, Admission.WAITS
+                held = self._overlay.put(changes, limited=not self._preparing)
                 if self._untold:
                     self._note_output()
                 self._note_held()
-                return Admission.HELD
+                return held, Admission.HELD
             if self.state is State.OPEN:
-                self._passing += 1
-                return Admission.PASSES
+                self._passing += len(changes)
+                return len(changes), Admission.PASSES
         reason = "its store is read-only" if self.read_only else f"the buffer is {self.state}"
+        extent = changes[0]
         raise WriteRefusedError(f"write of {extent.length} bytes at {extent.offset} refused: {reason}")
 
     def _note_output(self) -> None:

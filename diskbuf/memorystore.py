@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -102,14 +101,11 @@ class MemoryStore:
         """See `Scattering.write_scattered`."""
         if self._read_only and extents:
             self._check_writable(extents[0].offset, extents[0].length)
-        offsets = [extent.offset for extent in extents]
-        ends = [extent.offset + extent.length for extent in extents]
-        payloads = [extent.data for extent in extents]
-        copies = map(self._bytes.__setitem__, map(slice, offsets, ends), payloads)
-        deque(copies, maxlen=0)  # all of them without a step of the interpreter in between
-        allocated = np.frombuffer(self._allocated, dtype=np.uint8)
-        allocated[np.array(offsets, dtype=np.int64) // CHUNK_BYTES] = 1
-        allocated[(np.array(ends, dtype=np.int64) - 1) // CHUNK_BYTES] = 1  # the next one at most
+        target, allocated = self._bytes, self._allocated
+        for offset, length, _, data in extents:
+            end = offset + length
+            target[offset:end] = data
+            allocated[offset // CHUNK_BYTES] = allocated[(end - 1) // CHUNK_BYTES] = 1  # the next one at most
 
     def zero(self, offset: int, length: int, *, punch_hole: bool) -> None:
         self._check_writable(offset, length)

@@ -9,14 +9,18 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from diskbuf.contract import Pressure
-from diskbuf.extents import Extent, ExtentMap, Kind
+from diskbuf.extents import EXTENT_BYTES_MIN, Extent, ExtentMap, Kind
 
 PIECES_MAX = 64
 """The most pieces of one epoch in one plan. Planning is done under a lock, for which a seal may wait: this
 makes it some 20 µs, however small the pieces of a long read are."""
+
+_LENGTH = attrgetter("length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,10 @@ class Overlay:
 
     @property
     def pressure(self) -> Pressure:
-        held_bytes = self._sealed_bytes + self._open.held_bytes
-        if held_bytes * 2 < self.limit_bytes:
+        held = self.held_bytes
+        if held * 2 < self.limit_bytes:
             return Pressure.NONE
-        return Pressure.FULL if held_bytes >= self.limit_bytes else Pressure.SOON
+        return Pressure.FULL if held >= self.limit_bytes else Pressure.SOON
 
     @property
     def open_map(self) -> ExtentMap:
@@ -109,12 +113,20 @@ class Overlay:
         assert self.held_items == 0 and not self._sealed, "a new beginning would mix epochs"
         self.open_epoch = epoch
 
-    def put(self, extent: Extent) -> None:
-        """Add a change to the open epoch."""
-        self._open.put(extent)
-        held_bytes = self._sealed_bytes + self._open.held_bytes
-        if held_bytes > self.peak_bytes:
-            self.peak_bytes = held_bytes
+    def put(self, changes: Sequence[Extent], *, limited: bool) -> int:
+        """Add changes to the open epoch, none after the one that reaches the limit if `limited`. How many."""
+        count = len(changes)
+        bound = sum(map(_LENGTH, changes)) + count * EXTENT_BYTES_MIN
+        if not limited or self.held_bytes + bound < self.limit_bytes:
+            self._open.put_all(changes)
+        else:
+            count = 0
+            while count < len(changes) and self.held_bytes < self.limit_bytes:
+                self._open.put(changes[count])
+                count += 1
+        if self.held_bytes > self.peak_bytes:
+            self.peak_bytes = self.held_bytes
+        return count
 
     def seal(self) -> None:
         """Close the open epoch and open the next; takes the same time whatever was written."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from diskbuf.arena import SLAB_BYTES_MIN, Arena
 from diskbuf.endpoint import Endpoint
 from diskbuf.errors import ProtocolError
-from diskbuf.wire import DRAIN_BYTES_MAX, REQUEST_BYTES
+from diskbuf.wire import DRAIN_BYTES_MAX, REQUEST_BYTES, Request, decode_writes
 
 READ_AHEAD_BYTES = 256 << 10
 """Sixty writes of 4 KiB, and a payload that is too short for a slab of its own at any rate."""
@@ -41,6 +41,17 @@ class Receiver:
             return None
         self._start = start + REQUEST_BYTES
         return self._buffer[start : start + REQUEST_BYTES]
+
+    def short_writes(self) -> tuple[list[Request], list[memoryview]]:
+        """The short writes that are whole in the read-ahead buffer, up to the first other request."""
+        requests, payloads, self._start = decode_writes(
+            self._buffer, self._start, self._end, SLAB_BYTES_MIN - 1
+        )
+        if payloads and not self._shared:
+            return requests, [memoryview(bytes(payload)) for payload in payloads]
+        if payloads:
+            self._lent = True
+        return requests, payloads
 
     def fill(self) -> bool:
         """Receive more of a header; False if the client hung up, which it should do between requests only."""

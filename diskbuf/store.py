@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol, runtime_checkable
 
 from diskbuf.extents import Bytes, Extent, Kind
@@ -21,7 +22,9 @@ at which a larger system call is a faster one."""
 SCATTERED_BYTES_MAX = 64 << 10
 """The longest piece that is written among others; longer ones are worth a write each."""
 _SCATTERED_MAX = 128
-"""Pieces at once: other threads wait for that long, some 0.1 ms."""
+"""Pieces at once, after which somebody may stop it: some 0.1 ms."""
+
+_KIND, _LENGTH = attrgetter("kind"), attrgetter("length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class Scattering(Protocol):
     """What a store can do besides, if short pieces here and there cost it less than being asked for each."""
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
-        """Write extents of data, none longer than SCATTERED_BYTES_MAX."""
+        """Write extents of data, none longer than SCATTERED_BYTES_MAX, in order if they overlap."""
 
 
 def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
@@ -105,13 +108,35 @@ def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[],
         if stopped():
             return False
         some = extents[first : first + _SCATTERED_MAX]
-        short = [each for each in some if each.kind is Kind.DATA and each.length <= SCATTERED_BYTES_MAX]
-        store.write_scattered(short)
-        if len(short) < len(some):  # they don't overlap: which comes first makes no difference
-            rest = (each for each in some if each.kind is not Kind.DATA or each.length > SCATTERED_BYTES_MAX)
-            if not _gather(store, rest, stopped):
-                return False
+        if _all_short_data(some):
+            store.write_scattered(some)
+            continue
+        store.write_scattered([each for each in some if _is_short_data(each)])
+        # They don't overlap: which comes first makes no difference.
+        if not _gather(store, (each for each in some if not _is_short_data(each)), stopped):
+            return False
     return True
+
+
+def write_in_order(store: Store, changes: Sequence[Extent]) -> None:
+    """Write changes that may overlap, one after another. Raises `StoreError` at the first that fails."""
+    if len(changes) > 1 and isinstance(store, Scattering) and _all_short_data(changes):
+        store.write_scattered(changes)
+        return
+    for offset, length, kind, data in changes:
+        if kind is Kind.DATA:
+            store.write(offset, (data,))
+        else:
+            store.zero(offset, length, punch_hole=kind is Kind.HOLE)
+
+
+def _all_short_data(extents: Sequence[Extent]) -> bool:
+    """By loops of the interpreter's own, for it is asked of every write."""
+    return not any(map(_KIND, extents)) and max(map(_LENGTH, extents)) <= SCATTERED_BYTES_MAX
+
+
+def _is_short_data(extent: Extent) -> bool:
+    return extent.kind is Kind.DATA and extent.length <= SCATTERED_BYTES_MAX
 
 
 def _gather(store: Store, extents: Iterable[Extent], stopped: Callable[[], bool]) -> bool:

@@ -276,6 +276,26 @@ def decode_request(header: bytes | memoryview) -> Request:
     return Request(flags, command, cookie, offset, length)
 
 
+def decode_writes(
+    received: memoryview, start: int, end: int, payload_bytes_max: int
+) -> tuple[list[Request], list[memoryview], int]:
+    """The writes, one behind the other from `start` on, that are whole before `end` and none longer than
+    `payload_bytes_max`; their payloads, which are views, and where the first request begins that is none of
+    them. For `decode_request` in any case, which judges it."""
+    requests: list[Request] = []
+    payloads: list[memoryview] = []
+    unpack = _REQUEST.unpack_from
+    while (payload := start + REQUEST_BYTES) <= end:
+        magic, flags, command, cookie, offset, length = unpack(received, start)
+        after = payload + length
+        if command != _WRITE or after > end or length > payload_bytes_max or magic != REQUEST_MAGIC:
+            break
+        requests.append(Request(flags, command, cookie, offset, length))
+        payloads.append(received[payload:after])
+        start = after
+    return requests, payloads, start
+
+
 def validate_request(request: Request, terms: Terms) -> None:
     """The gate: whatever passes it is known, negotiated, permitted, aligned and within the disk. Nothing
     else gets to a buffer.
@@ -320,6 +340,12 @@ def encode_reply(cookie: int, error: int = 0) -> bytes:
     """The header of a simple reply. The data of a read follow it, if structured replies weren't negotiated;
     if they were, it is no reply to a read."""
     return _SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
+
+
+def encode_replies(cookies: Iterable[int]) -> bytes:
+    """Simple replies, one behind the other, to requests that succeeded."""
+    pack = _SIMPLE_REPLY.pack
+    return b"".join([pack(SIMPLE_REPLY_MAGIC, 0, cookie) for cookie in cookies])
 
 
 def encode_done(cookie: int) -> bytes:

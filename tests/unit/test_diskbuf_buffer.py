@@ -325,7 +325,7 @@ async def test_prepare_admits_until_the_seal(buffer: DiskBuffer) -> None:
     buffer.write(8, b"passes")
     buffer.seal(1)
     assert buffer.read(0, 14) == b"waits\0\0\0passes"
-    assert buffer.try_change(Extent.of_data(0, b"stalls")) is Admission.WAITS
+    assert buffer.try_changes((Extent.of_data(0, b"stalls"),)) == (0, Admission.WAITS)
     assert buffer.read(0, 5) == b"waits"
 
 
@@ -581,7 +581,7 @@ async def test_store_in_memory_is_read_without_a_copy(store: FakeStore) -> None:
     assert isinstance(view, memoryview)
     assert view.obj is store.image
     await buffer.open()
-    assert buffer.try_change(Extent.of_data(0, b"at once")) is Admission.HELD
+    assert buffer.try_changes((Extent.of_data(0, b"at once"),)) == (1, Admission.HELD)
     assert store.operations == [("write", 0, b"at once")]
     assert view[:7] == b"at once"
     buffer.hold(1)
@@ -804,3 +804,26 @@ async def test_release_may_mean_stable_storage(store: FakeStore) -> None:
     assert store.operations == [("write", 0, b"x"), ("sync",)]
     await buffer.sync_store()
     assert store.operations[2:] == [("sync",)]
+
+
+async def test_epoch_without_changes_synchronises_only_what_passed_before_the_hold() -> None:
+    store = FakeStore(64)
+    buffer = DiskBuffer(store, limit_bytes=LIMIT, sync_releases=True)
+    await buffer.open()
+    await trio.to_thread.run_sync(buffer.write, 0, b"passes")
+    buffer.hold(1)
+    for epoch in (1, 2, 3):
+        buffer.seal(epoch)
+        await buffer.release(epoch)
+    assert store.operations == [("write", 0, b"passes"), ("sync",)]
+    buffer.write(0, b"held")
+    buffer.seal(4)
+    await buffer.release(4)
+    assert store.operations[2:] == [("write", 0, b"held"), ("sync",)]
+    await buffer.open()
+    store.operations.clear()
+    buffer.hold(9)
+    buffer.seal(9)
+    await buffer.release(9)
+    assert store.operations == [("sync",)]
+    assert buffer.statistics().sealed_epochs == ()

@@ -117,10 +117,12 @@ async def converse(
     limit_bytes: int = 1 << 30,
     structured: bool = False,
     size_bytes: int = SIZE,
+    in_memory: bool = False,
     endpoint: Callable[[socket.socket], Endpoint] = PlainEndpoint,
 ) -> None:
     """Serve a holding buffer over a socket pair while `talk(client)` runs; both must come to their end."""
     store = FakeStore(size_bytes)
+    store.in_memory = in_memory
     buffer = DiskBuffer(store, limit_bytes=limit_bytes)
     buffer.hold(1)
     ours, theirs = socket.socketpair()
@@ -169,6 +171,46 @@ async def test_requests_that_came_with_the_negotiation_are_served() -> None:
 
     sent = header(Command.WRITE, 0, 4, cookie=1) + b"tail" + header(Command.READ, 0, 4, cookie=2)
     await converse(talk, tail=sent)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_writes_that_come_together_are_each_judged_and_happen_in_order(opened: bool) -> None:
+    async def talk(client: Client) -> None:
+        if opened:
+            await client.buffer.open()
+        await client.send(sent)
+        answers = [await client.reply() for _ in writes]
+        assert answers == [
+            (1, 0, b""),
+            (2, NbdError.ENOSPC, b""),
+            (3, 0, b""),
+            (4, NbdError.EINVAL, b""),
+            (5, 0, b""),
+        ]
+        assert await client.reply(7) == (6, 0, b"aabbccc")
+        assert bytes(client.store.image[:7]) == (b"aabbccc" if opened else bytes(7))
+
+    writes = [(1, 0, b"aaaa"), (2, SIZE - 1, b"xx"), (3, 2, b"bbbb"), (4, 0, b""), (5, 4, b"ccc")]
+    sent = b"".join(
+        header(Command.WRITE, offset, len(data), cookie=cookie) + data for cookie, offset, data in writes
+    )
+    sent += header(Command.READ, 0, 7, cookie=6)
+    await converse(talk, in_memory=True)
+
+
+async def test_of_writes_that_come_together_those_beyond_the_limit_wait() -> None:
+    async def talk(client: Client) -> None:
+        assert {await client.reply() for _ in range(2)} == {(1, 0, b""), (2, 0, b"")}
+        await client.waiting(1)
+        client.buffer.prepare()
+        assert {await client.reply() for _ in range(2)} == {(3, 0, b""), (4, 0, b"")}
+        assert client.buffer.read(0, SIZE) == b"".join(bytes([place]) * 1024 for place in range(4))
+
+    sent = b"".join(
+        header(Command.WRITE, place * 1024, 1024, cookie=place + 1) + bytes([place]) * 1024
+        for place in range(4)
+    )
+    await converse(talk, tail=sent, limit_bytes=2048)
 
 
 class Trickle(PlainEndpoint):

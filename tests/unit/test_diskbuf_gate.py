@@ -28,6 +28,13 @@ def change(length: int = 512) -> Extent:
     return Extent.of_data(0, bytes(length))
 
 
+def admission(gate: Gate, extent: Extent) -> Admission:
+    """What becomes of one change."""
+    count, admitted = gate.try_admit((extent,))
+    assert count == (admitted is not Admission.WAITS)
+    return admitted
+
+
 @contextmanager
 def waiter(gate: Gate, gone: threading.Event | None = None) -> Iterator[list[Admission]]:
     """A thread that asks for admission, and waits for it within the block."""
@@ -52,26 +59,42 @@ def until_waiting(gate: Gate, count: int) -> None:
 def full_gate() -> Gate:
     gate = make_gate()
     gate.hold(1)
-    assert gate.try_admit(change(LIMIT)) is Admission.HELD
-    assert gate.try_admit(change()) is Admission.WAITS
+    assert admission(gate, change(LIMIT)) is Admission.HELD
+    assert admission(gate, change()) is Admission.WAITS
     return gate
 
 
 def test_the_state_decides() -> None:
     gate = make_gate()
     with pytest.raises(WriteRefusedError, match="is closed"):
-        gate.try_admit(change())
+        admission(gate, change())
     gate.end_opening(opened=True)
-    assert gate.try_admit(change()) is Admission.PASSES
+    assert admission(gate, change()) is Admission.PASSES
     gate.hold(1)
-    assert gate.try_admit(change()) is Admission.HELD
+    assert admission(gate, change()) is Admission.HELD
     gate.discard()
     with pytest.raises(WriteRefusedError, match="is discarded"):
-        gate.try_admit(change())
+        admission(gate, change())
     read_only = make_gate(read_only=True)
     read_only.hold(1)
     with pytest.raises(WriteRefusedError, match="its store is read-only"):
-        read_only.try_admit(change())
+        admission(read_only, change())
+
+
+def test_changes_are_admitted_together_up_to_the_first_that_must_wait() -> None:
+    told: list[Pressure] = []
+    gate = make_gate(rose=told)
+    changes = [change(LIMIT // 2)._replace(offset=place) for place in range(0, 2 * LIMIT, LIMIT // 2)]
+    gate.hold(1)
+    assert gate.try_admit(changes) == (2, Admission.HELD)
+    assert gate.try_admit(changes[2:]) == (0, Admission.WAITS)
+    assert told == [Pressure.FULL]
+    gate.prepare()
+    assert gate.try_admit(changes[2:]) == (2, Admission.HELD)
+    assert gate.statistics().held_items == 4
+    assert gate.begin_opening()
+    gate.settle()
+    assert gate.try_admit(changes) == (0, Admission.WAITS)
 
 
 def test_released_epoch_makes_room() -> None:
@@ -115,12 +138,12 @@ def test_waking_is_looking_again_and_no_more() -> None:
 def test_what_passes_is_waited_for_unless_discarded() -> None:
     gate = make_gate()
     gate.end_opening(opened=True)
-    assert gate.try_admit(change()) is Admission.PASSES
+    assert admission(gate, change()) is Admission.PASSES
     gate.hold(1)
     thread = threading.Thread(target=gate.wait_none_passing)
     thread.start()
     until_waiting(gate, 1)
-    gate.passed(change(), written=True)
+    gate.passed((change(),), written=True)
     thread.join(WAIT_S)
     assert not thread.is_alive()
     assert gate.statistics().released_items == 1
@@ -131,7 +154,7 @@ def test_what_passes_is_waited_for_unless_discarded() -> None:
 def test_discarded_stays_discarded() -> None:
     gate = make_gate()
     gate.hold(1)
-    gate.try_admit(change())
+    admission(gate, change())
     assert gate.begin_opening()
     _, changes = gate.settle()
     gate.discard()
@@ -146,9 +169,9 @@ def test_pressure_is_told_as_it_rises() -> None:
     told: list[Pressure] = []
     gate = make_gate(rose=told)
     gate.hold(1)
-    gate.try_admit(change(LIMIT // 2))
-    gate.try_admit(change(LIMIT // 2))
-    gate.try_admit(change(LIMIT))
+    admission(gate, change(LIMIT // 2))
+    admission(gate, change(LIMIT // 2))
+    admission(gate, change(LIMIT))
     assert told == [Pressure.SOON, Pressure.FULL]
 
 
@@ -159,12 +182,12 @@ def test_each_epoch_begins_once_with_a_change_or_a_flush() -> None:
     gate.hold(3)
     gate.note_flush()
     assert told == [3]
-    gate.try_admit(change())
+    admission(gate, change())
     gate.note_flush()
     assert (told, gate.open_items) == ([3], 1)
     gate.seal(3)
     gate.seal(4)
-    gate.try_admit(change())
+    admission(gate, change())
     assert told == [3, 5]
 
 
@@ -173,12 +196,12 @@ def test_nobody_who_has_not_asked_is_told_of_a_beginning() -> None:
     gate = make_gate(began=told)
     gate.note_flush()
     gate.hold(1)
-    gate.try_admit(change())
+    admission(gate, change())
     gate.tell_beginnings()
-    gate.try_admit(change(1024))
+    admission(gate, change(1024))
     assert told == []
     gate.seal(1)
-    gate.try_admit(change())
+    admission(gate, change())
     assert told == [2]
     gate.discard()
     gate.note_flush()

@@ -42,7 +42,7 @@ def test_reads_see_every_write_and_the_store_only_whole_epochs(
     length = min(length, DISK_BYTES - offset)
     for step in steps:
         if isinstance(step, Extent):
-            overlay.put(step)
+            overlay.put((step,), limited=False)
             disk[step.offset : step.end] = step.data if step.kind is Kind.DATA else bytes(step.length)
         elif step == "seal":
             overlay.seal()
@@ -61,12 +61,12 @@ def test_reads_see_every_write_and_the_store_only_whole_epochs(
 def test_accounts_for_all_epochs() -> None:
     overlay = Overlay(limit_bytes=4096)
     overlay.begin(7)
-    overlay.put(Extent.of_data(0, bytes(1024)))
+    overlay.put((Extent.of_data(0, bytes(1024)),), limited=True)
     assert overlay.pressure is Pressure.NONE
     overlay.seal()
-    overlay.put(Extent.of_data(0, bytes(1024)))
+    overlay.put((Extent.of_data(0, bytes(1024)),), limited=True)
     assert (overlay.held_items, overlay.held_bytes, overlay.pressure) == (2, 2048, Pressure.SOON)
-    overlay.put(Extent.of_data(8192, bytes(2048)))
+    overlay.put((Extent.of_data(8192, bytes(2048)),), limited=True)
     assert overlay.pressure is Pressure.FULL
     overlay.retire_oldest()
     assert (overlay.held_items, overlay.held_bytes, overlay.peak_bytes) == (2, 3072, 4096)
@@ -79,7 +79,7 @@ def test_whole_held_read_copies_nothing() -> None:
     payload = bytearray(b"abcdefgh")
     overlay = Overlay(limit_bytes=4096)
     overlay.begin(1)
-    overlay.put(Extent.of_data(100, payload))
+    overlay.put((Extent.of_data(100, payload),), limited=True)
     whole = overlay.plan(102, 4).whole()
     assert whole is not None
     assert whole.obj is payload
@@ -89,7 +89,7 @@ def test_whole_held_read_copies_nothing() -> None:
 def test_plan_survives_release() -> None:
     overlay = Overlay(limit_bytes=4096)
     overlay.begin(1)
-    overlay.put(Extent.of_data(0, b"held"))
+    overlay.put((Extent.of_data(0, b"held"),), limited=True)
     plan = overlay.plan(0, 8)
     overlay.seal()
     overlay.retire_oldest()
@@ -102,9 +102,9 @@ def test_one_plan_is_bounded() -> None:
     overlay = Overlay(limit_bytes=1 << 20)
     overlay.begin(1)
     for place in range(200):
-        overlay.put(Extent.of_data(place * 10, b"held"))
+        overlay.put((Extent.of_data(place * 10, b"held"),), limited=True)
     overlay.seal()
-    overlay.put(Extent.of_data(2, bytes(1000)))
+    overlay.put((Extent.of_data(2, bytes(1000)),), limited=True)
     plan = overlay.plan(5, 5000)
     assert len(plan.pieces) <= 2 * PIECES_MAX
     assert (plan.offset, plan.length) == (5, PIECES_MAX * 10 + 5)
@@ -113,3 +113,16 @@ def test_one_plan_is_bounded() -> None:
     while ends < 5005:
         ends += overlay.plan(ends, 5005 - ends).length
     assert ends == 5005
+
+
+def test_nothing_is_put_behind_the_change_that_reaches_the_limit() -> None:
+    overlay = Overlay(limit_bytes=4096)
+    overlay.begin(1)
+    changes = [Extent.of_data(place * 2048, bytes(2048)) for place in range(4)]
+    assert overlay.put(changes, limited=True) == 2
+    assert (overlay.held_items, overlay.held_bytes, overlay.peak_bytes) == (2, 4096, 4096)
+    assert overlay.put(changes, limited=False) == 4
+    overlay.seal()
+    overlay.retire_oldest()
+    assert overlay.put([changes[0]] * 3, limited=True) == 3, "what gives way doesn't count"
+    assert (overlay.held_items, overlay.held_bytes) == (1, 2048)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 from diskbuf.arena import SLAB_BYTES_MIN, Arena
 from diskbuf.receiver import READ_AHEAD_BYTES, Receiver
-from diskbuf.wire import REQUEST_BYTES
+from diskbuf.wire import REQUEST_BYTES, REQUEST_MAGIC, Command
 
 HEADER = bytes(range(REQUEST_BYTES))
 SHORT_BYTES = 4096
@@ -100,6 +102,31 @@ def test_the_arena_is_asked_again_when_it_was_exhausted() -> None:
     rest = receive_all(receiver, lengths[ROUNDS // 2 :])
     assert any(len(memoryview(view.obj)) == READ_AHEAD_BYTES for view in rest)
     assert [*first, *rest] == [payload(number, SHORT_BYTES) for number in range(ROUNDS)]
+
+
+def test_short_writes_come_together_without_a_copy_if_the_arena_has_room() -> None:
+    count = 100_000 // SHORT_BYTES
+    writes = b"".join(
+        struct.pack(">IHHQQI", REQUEST_MAGIC, 0, Command.WRITE, number, 0, SHORT_BYTES)
+        + payload(number, SHORT_BYTES)
+        for number in range(ROUNDS)
+    )
+    for arena in (Arena(4 << 20), Arena(1)):
+        receiver = Receiver(Feed(writes, 100_000), arena, b"")
+        assert receiver.short_writes() == ([], [])
+        payloads: list[memoryview] = []
+        together = []
+        while receiver.fill():
+            requests, some = receiver.short_writes()
+            assert len(requests) == len(some)
+            together.append(len(some))
+            payloads += some
+            while receiver.header() is not None:  # what is behind them isn't whole
+                payloads.append(receiver.payload(SHORT_BYTES))
+        assert payloads == [payload(number, SHORT_BYTES) for number in range(ROUNDS)]
+        assert max(together) == count
+        shared = len({id(view.obj) for view in payloads}) < ROUNDS
+        assert shared == (arena.slab_bytes > 0)
 
 
 def test_long_and_short_ones_in_turns_whatever_comes_at_once() -> None:

@@ -24,6 +24,7 @@ from diskbuf.wire import (
     TransmissionFlag,
     check_export_name,
     decode_request,
+    decode_writes,
     encode_block_status,
     encode_data_header,
     encode_done,
@@ -66,6 +67,20 @@ def test_request() -> None:
     assert decode_request(memoryview(header)).command == Command.WRITE_ZEROES
     with pytest.raises(ProtocolError, match="request magic is 0x00000000"):
         decode_request(bytes(28))
+
+
+def test_writes_that_are_whole() -> None:
+    """Up to the first that isn't, or is no write, too long, or garbage, and never beyond the end."""
+    writes = b"".join(struct.pack(">IHHQQI", 0x25609513, 1, 1, n, n, n) + b"x" * n for n in range(3))
+    read = struct.pack(">IHHQQI", 0x25609513, 0, 0, 0, 0, 0)
+    for rest, whole in ((b"", 3), (read, 3), (bytes(28), 3), (b"x" * 27, 3), (None, 2)):
+        received = memoryview(b"skip" + writes + (rest or b""))
+        end = len(received) - (rest is None)
+        requests, payloads, start = decode_writes(received, 4, end, 2)
+        assert requests == [Request(1, Command.WRITE, n, n, n) for n in range(whole)]
+        assert payloads == [b"x" * n for n in range(whole)]
+        assert received[start:] == (rest if rest is not None else received[-30:])
+    assert [request.cookie for request in decode_writes(memoryview(writes), 0, len(writes), 1)[0]] == [0, 1]
 
 
 def test_extended_headers_are_no_requests() -> None:
