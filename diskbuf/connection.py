@@ -201,6 +201,7 @@ class Connection:
             validate_request(request, self._terms)
         except RequestError as error:
             if request.payload_bytes:
+                self._send_replies()  # it may be long in coming
                 self._receiver.drain(request.payload_bytes)
             self._reply(self._refusal(request, error))
             return

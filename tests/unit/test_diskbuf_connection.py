@@ -626,3 +626,14 @@ async def test_random_bytes_end_with_a_protocol_error_at_worst(parts: list[bytes
         await converse(talk)
     except* ProtocolError:
         pass
+
+
+async def test_a_reply_does_not_wait_for_a_payload_that_is_refused() -> None:
+    async def talk(client: Client) -> None:
+        await client.send(header(Command.FLUSH, cookie=1) + header(Command.WRITE, SIZE, 512, cookie=2))
+        assert await client.reply() == (1, 0, b"")
+        await client.send(bytes(512))
+        assert (await client.reply())[:2] == (2, NbdError.ENOSPC)
+        await client.send(DISCONNECT)
+
+    await converse(talk)
