@@ -21,11 +21,10 @@ from rich.console import Console
 from netbuf import Backend, Hold, HostError, Pressure, Wish, choose, make_hold
 from remuslike.bench import sealing, traffic
 from remuslike.bench.environment import record_environment
-from remuslike.bench.errors import BenchEnvironmentError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
 from remuslike.bench.machine import start_qemu_guest
-from remuslike.bench.output import check_json_path, check_tools, first_cause, write_json
+from remuslike.bench.output import check_json_path, check_root, check_tools, first_cause, write_json
 from remuslike.bench.view import View
 from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
@@ -251,7 +250,8 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
     happens, no process, namespace or interface of the benchmark is left.
     """
     options.check()
-    _check_environment()
+    check_root()
+    check_tools(TOOLS)
     environment = record_environment()
     view = View(console, MEASURES)
     machine = _machine(options, view, emulated=environment.emulated)
@@ -302,9 +302,3 @@ def _as_a_daemon() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, before, parameters)
-
-
-def _check_environment() -> None:
-    if os.geteuid() != 0:
-        raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
-    check_tools(TOOLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,12 @@ def write_json(path: Path | None, report: Report) -> None:
         path.write_text(json.dumps(report.document(), indent=2) + "\n", "utf-8")
     except OSError as error:
         raise BenchEnvironmentError(f"--json {path}: can't be written: {error.strerror}") from error
+
+
+def check_root() -> None:
+    """Raises BenchEnvironmentError."""
+    if os.geteuid() != 0:
+        raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
 
 
 def check_tools(packages: Mapping[str, str]) -> None:

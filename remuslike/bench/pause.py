@@ -8,9 +8,6 @@ nothing captured. The latter is the floor of any checkpoint that asks QEMU for t
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,6 +20,7 @@ from rich.console import Console
 from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
+from remuslike.bench.output import check_json_path, check_root, check_tools, write_json
 from remuslike.bench.pair import ProtectedGuest, guest_files, protected_guest
 from remuslike.bench.view import View
 from remuslike.demo.messages import Sample as Checkpoint
@@ -89,8 +87,7 @@ class PauseOptions:
 
     def check(self) -> None:
         """Raises BenchOptionError."""
-        if self.json_path is not None and not self.json_path.absolute().parent.is_dir():
-            raise BenchOptionError(f"--json {self.json_path}: its directory doesn't exist; create it first")
+        check_json_path(self.json_path)
         for subject in self.subjects:
             if self.pages * 4096 > subject.memory_mib << 18:  # a quarter
                 raise BenchOptionError(
@@ -185,7 +182,8 @@ def run_pause_bench(options: PauseOptions, console: Console) -> Report:
     Raises BenchError, or what starting the daemons does; whatever happens, no process or namespace is left.
     """
     options.check()
-    _check_environment()
+    check_root()
+    check_tools(TOOLS)
     environment = record_environment()
     if environment.emulated:
         raise BenchEnvironmentError("this processor is emulated already: a guest would not boot in time")
@@ -218,21 +216,5 @@ def run_pause_bench(options: PauseOptions, console: Console) -> Report:
         timely=True,
     )
     view.report(report)
-    if options.json_path is not None:
-        _write_json(options.json_path, report)
+    write_json(options.json_path, report)
     return report
-
-
-def _check_environment() -> None:
-    if os.geteuid() != 0:
-        raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
-    for tool, package in TOOLS.items():
-        if shutil.which(tool) is None:
-            raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")
-
-
-def _write_json(path: Path, report: Report) -> None:
-    try:
-        path.write_text(json.dumps(report.document(), indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise BenchEnvironmentError(f"--json {path}: can't be written: {error.strerror}") from error

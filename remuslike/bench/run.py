@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,9 +16,10 @@ from rich.console import Console
 
 from remuslike.bench import synthetic
 from remuslike.bench.environment import record_environment
-from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
+from remuslike.bench.errors import MeasurementError
 from remuslike.bench.hosts import Hosts, RealGuests
 from remuslike.bench.options import RunOptions
+from remuslike.bench.output import check_root, check_tools
 from remuslike.bench.plan import TAKEOVER, Outlook, Visit, parameters_of, pending, visits_of
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Load, Variant
@@ -57,7 +56,8 @@ def run_bench(options: RunOptions, console: Console) -> int:
     results. Raises BenchError, and what the guest's image raises.
     """
     options.check()
-    _check_environment(options)
+    check_root()
+    check_tools(TOOLS if options.guest == "synthetic" else TOOLS | TOOLS_OF_REAL_GUESTS)
     header = Header(environment=asdict(record_environment()), options=options.recorded())
     with ResultFile(options, header) as file:
         view = RunView(console)
@@ -214,12 +214,3 @@ def columns(samples: Sequence[Sample], window: Window) -> dict[str, tuple[float 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _check_environment(options: RunOptions) -> None:
-    if os.geteuid() != 0:
-        raise BenchEnvironmentError("the benchmark makes network namespaces and needs root; run it with sudo")
-    tools = TOOLS if options.guest == "synthetic" else TOOLS | TOOLS_OF_REAL_GUESTS
-    for tool, package in tools.items():
-        if shutil.which(tool) is None:
-            raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
 from remuslike.cli.bench_report import compare, report
+
+_Option: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+_json = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all samples, the figures and the machine's description here.",
+)
+
+
+def _seconds(least: int, default: int, of: str) -> _Option:
+    kind = click.IntRange(least, 600)
+    return click.option(
+        "--seconds", type=kind, default=default, show_default=True, help=f"Of {of} for one sample."
+    )
+
+
+def _repeat(default: int) -> _Option:
+    kind = click.IntRange(1, 1000)
+    return click.option(
+        "--repeat", type=kind, default=default, show_default=True, help="Samples of each setting."
+    )
+
+
+def _part(*names: str) -> _Option:
+    text = "Measure only this; may be repeated.  [default: all]"
+    return click.option("--part", "parts", multiple=True, type=click.Choice(names), help=text)
 
 
 @click.group()
@@ -16,30 +46,11 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option(
-    "--seconds",
-    type=click.IntRange(1, 600),
-    default=2,
-    show_default=True,
-    help="Of traffic for one sample.",
-)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Samples of each setting."
-)
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    type=click.Choice(["tcp", "udp", "seal"]),
-    help="Measure only this; may be repeated.  [default: all]",
-)
+@_seconds(1, 2, "traffic")
+@_repeat(5)
+@_part("tcp", "udp", "seal")
 @click.option("--qemu/--no-qemu", default=True, show_default=True, help="Measure a real guest, too.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all samples, the figures and the machine's description here.",
-)
+@_json
 def net(*, parts: tuple[str, ...], **options: Any) -> None:
     """Compare held taps with a bare one: TCP both ways, small UDP frames, seal and release.
 
@@ -56,14 +67,8 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
 
 
 @bench.command()
-@click.option(
-    "--seconds",
-    type=click.IntRange(2, 600),
-    default=5,
-    show_default=True,
-    help="Of checkpoints for one sample.",
-)
-@click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds.")
+@_seconds(2, 5, "checkpoints")
+@_repeat(3)
 @click.option(
     "--pages",
     type=click.IntRange(1, 100_000),
@@ -85,12 +90,7 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
     metavar="MACHINE:MIB",
     help="Measure this guest; may be repeated.  [default: q35:256 microvm:256 q35:4096]",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all samples, the figures and the machine's description here.",
-)
+@_json
 def pause(*, guests: tuple[str, ...], **options: Any) -> None:
     """Measure how long a checkpoint stops a guest, part by part, beside QEMU's own stop, save and continue.
 
@@ -105,34 +105,15 @@ def pause(*, guests: tuple[str, ...], **options: Any) -> None:
 
 
 @bench.command()
-@click.option(
-    "--seconds",
-    type=click.IntRange(1, 600),
-    default=2,
-    show_default=True,
-    help="Of requests for one sample.",
-)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Samples of each setting."
-)
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    type=click.Choice(["nbd", "connections", "seal", "guest"]),
-    help="Measure only this; may be repeated.  [default: all]",
-)
+@_seconds(1, 2, "requests")
+@_repeat(5)
+@_part("nbd", "connections", "seal", "guest")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
     help="Guests' disks are files here.  [default: where temporary files are]",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all samples, the figures and the machine's description here.",
-)
+@_json
 def disk(*, parts: tuple[str, ...], **options: Any) -> None:
     """Compare disks whose writes are held with nbdkit's memory and with QEMU's own raw files.
 
