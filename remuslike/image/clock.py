@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 WINDOW_SECONDS = 0.05
 """Between the two readings. Each is exact to about 100 ns, so that the rate is exact to a few millionths."""
@@ -34,8 +35,10 @@ class Reading:
     ticks: int
 
 
+@cache
 def host_tsc_khz() -> int | None:
-    """Rate of the host's time-stamp counter in kHz; takes WINDOW_SECONDS.
+    """Rate of the host's time-stamp counter in kHz; takes WINDOW_SECONDS, once: no two measurements are quite
+    the same, and guests that must agree are told it.
 
     None where the host has no such counter or lets nobody run the instruction that reads it.
     """
