@@ -14,6 +14,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from pyroute2 import IPRoute
@@ -22,6 +23,9 @@ from netbuf import GuestTap
 from netbuf.tap import VNET_HEADER_BYTES
 
 GUEST_MAC = bytes.fromhex("525400000001")
+
+RECEIVE_LIMIT_S = 5.0
+PROBE_S, PROBES_MAX = 0.05, 100
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _ETH_P_ALL = 3  # linux/if_ether.h
@@ -73,11 +77,20 @@ class BridgedLan:
         self._lan = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._lan.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         self._lan.bind(("lan0", _ETH_P_ALL))
-        self._lan.settimeout(5)
         self._host = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._host.bind(("br0", 0))
         self._marked = 0
+        self._await_bridge()
         self.guest = GuestTap.create("rl0")
+
+    def _await_bridge(self) -> None:
+        """That a link came up the bridge hears from a task of the kernel; until then it drops frames."""
+        self._lan.settimeout(PROBE_S)
+        for _ in range(PROBES_MAX):
+            with suppress(TimeoutError):
+                self.received()
+                break
+        self._lan.settimeout(RECEIVE_LIMIT_S)
 
     def send(self, frame: bytes) -> None:
         """The guest sends a frame, vnet header included."""
