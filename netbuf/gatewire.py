@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 KEPT, PASS_AFTER, PASSED, PASSED_BYTES, TELL_AFTER = range(5)
 """Where each of the numbers is; 64 bits each."""
@@ -62,8 +62,7 @@ class Command(IntEnum):
     PROG_LOAD = 5
 
 
-@dataclass(frozen=True, slots=True)
-class GateReading:
+class GateReading(NamedTuple):
     """What a gate has done since it was made. Bytes are from the Ethernet header on."""
 
     kept_items: int = 0

@@ -35,6 +35,7 @@ from netbuf.plugmeter import PlugMeter
 from netbuf.plugwiring import PlugWiring, Plumbing
 from netbuf.sizing import POLL_S_MAX, kernel_limit_bytes, poll_s
 from netbuf.tap import VNET_HEADER_BYTES, Guest
+from netbuf.turn import Turn
 
 # Released frames leave in a softirq, mostly before anybody can ask. The first questions follow each other at
 # once, then one a millisecond, which is the finest that the event loop's timer does.
@@ -55,9 +56,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PlugHold:
-    """Holds what one guest NIC sends; what is sent to the guest passes unheld.
-
-    All methods are called from the trio thread. A guest with several NICs has one hold for each."""
+    """Holds what one guest NIC sends; what is sent to it passes unheld. Call all from the trio thread."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class PlugHold:
         self._first = FirstOutput(self._ledger, self._gate)
         self._copies: FrameCopies | NoCopies = self._make_copies() if keep_frames else NoCopies()
         self._callbacks: list[Callable[[Pressure], None]] = []
-        self._leaving = trio.Lock()  # releases and openings take turns
+        self._leaving = Turn()  # releases and openings take turns
         self._nap = trio.CancelScope()  # in which `run` waits; a new one each time
         self._refused_items = 0
         self._broken: BrokenError | None = None  # met where it can't be raised: `run` does

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from netbuf.errors import KernelRefusedError
 
@@ -51,8 +51,7 @@ class PlugAction(IntEnum):
     RELEASE_INDEFINITE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class QueueReading:
+class QueueReading(NamedTuple):
     """What waits in the qdisc. Bytes are as on the wire: a GSO frame counts with all its headers."""
 
     items: int
@@ -60,8 +59,7 @@ class QueueReading:
     dropped_items: int
 
 
-@dataclass(frozen=True, slots=True)
-class PassageReading:
+class PassageReading(NamedTuple):
     """What the IFB has been given by its qdisc and has given back to the tap, since it was made.
 
     `lost_items` of the `left_items` went nowhere, for their tap is gone or they never had one.
@@ -73,8 +71,7 @@ class PassageReading:
     lost_items: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One message of the kernel: an error number, or a reading."""
 
     sequence: int

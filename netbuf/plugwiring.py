@@ -145,6 +145,8 @@ class PlugWiring:
             return
         self._cut = True
         self._gate.shut()
+        with suppress(NetbufError):
+            self._queue.buffer()  # an open plug is shut, even if the kernel refuses to delete it
         self._delete()
         with suppress(NetbufError):
             self._network.part(self._guest)

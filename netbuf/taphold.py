@@ -36,6 +36,7 @@ from netbuf.gatemeter import GateMeter
 from netbuf.ledger import BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.redirect import RING_FRAMES
 from netbuf.tap import FRAME_BYTES_MAX, VNET_HEADER_BYTES, Guest
+from netbuf.turn import Turn
 from netbuf.wiring import TapWiring, Wiring
 
 # Frames moved before other tasks get their turn: at some 10 µs each, well under 1 ms.
@@ -88,7 +89,7 @@ class TapHold:
         self._first = FirstOutput(self._ledger, self._gate)
         self._keep_frames = keep_frames
         self._callbacks: list[Callable[[Pressure], None]] = []
-        self._leaving = trio.Lock()  # releases and openings take turns
+        self._leaving = Turn()  # releases and openings take turns
         self._changed = trio.Event()  # replaced whenever it is set
         self._running = False
         self._closed = False

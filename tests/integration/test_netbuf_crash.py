@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Any
@@ -11,6 +12,7 @@ import trio
 from integration.netbuf_frames import numbered
 from integration.netbuf_lab import HOLDS, LIMIT_BYTES, REQUIREMENTS, Lab, by_each_hold, run_with_lab
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from netbuf import Backend, Hold, PlugHold, TapHold
 from netbuf.leftovers import AttachedTap, attach
@@ -45,6 +47,22 @@ class KillsItself:
                 os.kill(os.getpid(), signal.SIGKILL)
             self._left -= 1
         return call(command, *arguments, **what)
+
+
+class RefusesToCut:
+    """pyroute2's `IPRoute` to a kernel with no memory to delete an interface or part it from its bridge."""
+
+    def __init__(self) -> None:
+        self._netlink = IPRoute()
+        self.refuses = False
+
+    def link(self, command: str, **what: Any) -> Any:
+        if self.refuses and (command == "del" or what.get("master") == 0):
+            raise NetlinkError(errno.ENOMEM)
+        return self._netlink.link(command, **what)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._netlink, name)
 
 
 def make_hold(backend: Backend, guest: AttachedTap, network: Network) -> Hold:
@@ -98,6 +116,18 @@ def test_killed_at_every_step_it_lets_nothing_out_and_the_next_one_starts(lab: L
             assert step > 15, "it has lived to its end, but there are more steps in a life"
             return
     raise AssertionError(f"more than {STEPS_MAX} steps")
+
+
+@by_each_hold()
+def test_an_open_hold_that_the_kernel_does_not_take_down_lets_nothing_out_once_discarded(lab: Lab) -> None:
+    netlink = RefusesToCut()
+    network = Network(netlink)
+    hold = make_hold(lab.backend, attach(network, "rl0g", "br0"), network)
+    trio.run(hold.open)
+    netlink.refuses = True
+    hold.discard()
+    lab.try_to_emit(*numbered(0, 3))
+    assert lab.on_lan() == []
 
 
 @by_each_hold()
