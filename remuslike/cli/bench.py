@@ -158,6 +158,7 @@ def disk(*, parts: tuple[str, ...], **options: Any) -> None:
     show_default=True,
     help="The results, a cell a line. If they are there the run goes on with them.",
 )
+@click.option("--force", is_flag=True, help="Go on with results of another commit or machine, too.")
 @click.pass_context
 def run(
     context: click.Context, /, *, modes: str, workloads: str, epoch_ms: str, guest: str, **options: Any

@@ -15,6 +15,8 @@ from remuslike.bench.results import Load
 from remuslike.bench.stage import Window
 from remuslike.demo.messages import Sample
 
+LINK_MS = 0.25
+
 
 @dataclass
 class FakeSession:
@@ -149,7 +151,9 @@ class FakePlace:
                 if len(self.visits) - 1 in self.parted:
                     nursery.start_soon(_part, said)
                 observer = SimpleNamespace(samples=samples, primary_said=said)
-                yield SimpleNamespace(stage=FakeStage(), observer=observer)
+                yield SimpleNamespace(
+                    stage=FakeStage(), observer=observer, link_round_trip_ms=lambda: LINK_MS
+                )
                 nursery.cancel_scope.cancel()
         finally:
             self.standing -= 1

@@ -65,6 +65,7 @@ def small() -> Summary:
                 },
                 cores={"qemu": 0.9, "primary": 0.25},
                 memory_mib={"qemu": 300.0},
+                link_ms=0.5,
             )
         )
     cells.append(
