@@ -24,7 +24,7 @@ from remuslike.bench.environment import record_environment
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
 from remuslike.bench.machine import start_qemu_guest
-from remuslike.bench.output import check_json_path, check_root, check_tools, first_cause, write_json
+from remuslike.bench.output import check_json_path, check_root, check_tools, take_samples
 from remuslike.bench.view import View
 from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
@@ -243,11 +243,12 @@ class NetBench:
         self._view.sample(sample, self._options.repeat)
 
 
-def run_net_bench(options: NetOptions, console: Console) -> Report:
+def run_net_bench(options: NetOptions, console: Console) -> int:
     """Measure, and report on `console` and in `options.json_path`.
 
-    This process leaves its network namespace for good. Raises BenchError, `netbuf.NetbufError`; whatever
-    happens, no process, namespace or interface of the benchmark is left.
+    This process leaves its network namespace for good. Returns the exit status, see `take_samples`. Raises
+    BenchError, `netbuf.NetbufError`; whatever happens, no process, namespace or interface of the benchmark is
+    left.
     """
     options.check()
     check_root()
@@ -259,25 +260,25 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
     with ExitStack() as stack:
         lan = stack.enter_context(Lan())
         bench = NetBench(lan, options, view, stack, machine)
+
+        def report() -> Report:
+            return Report(
+                benchmark="net",
+                environment=asdict(environment),
+                options={
+                    "seconds": options.seconds,
+                    "repeat": options.repeat,
+                    "parts": options.parts,
+                    "epoch_ms": EPOCH_MS,
+                },
+                measures=MEASURES,
+                skipped=bench.skipped,
+                samples=bench.samples,
+                timely=not environment.emulated,
+            )
+
         with _as_a_daemon():
-            trio.run(first_cause, bench.run)
-    report = Report(
-        benchmark="net",
-        environment=asdict(environment),
-        options={
-            "seconds": options.seconds,
-            "repeat": options.repeat,
-            "parts": options.parts,
-            "epoch_ms": EPOCH_MS,
-        },
-        measures=MEASURES,
-        skipped=bench.skipped,
-        samples=bench.samples,
-        timely=not environment.emulated,
-    )
-    view.report(report)
-    write_json(options.json_path, report)
-    return report
+            return take_samples(bench.run, report, view, options.json_path)
 
 
 def _machine(options: NetOptions, view: View, *, emulated: bool) -> Machine | str:

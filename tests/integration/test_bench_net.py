@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,18 +104,42 @@ def children_of(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_nothing_is_left_of_one_that_is_killed() -> None:
-    command = [*COMMAND, "--no-qemu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("round 1 of 1"), line
-        relays = [os.pidfd_open(child) for child in children_of(process.pid)[:2]]
-        assert len(relays) == 2
-    finally:
-        process.kill()
-        process.communicate(timeout=LIMIT_S)
+def begun(*options: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A run that has taken its first sample, and descriptors of two relays of it."""
+    command = [*COMMAND, "--no-qemu", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("round 1 of"), line
+    relays = [os.pidfd_open(child) for child in children_of(process.pid)[:2]]
+    assert len(relays) == 2
+    return process, relays
+
+
+def assert_ended(relays: list[int]) -> None:
     for relay in relays:
         with os.fdopen(relay) as ended:
             assert select.select([ended], [], [], 60)[0], "a relay has outlived its benchmark"
+
+
+def test_nothing_is_left_of_one_that_is_killed() -> None:
+    process, relays = begun()
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    assert_ended(relays)
+
+
+def test_ctrl_c_keeps_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    process, relays = begun("--repeat", "9", "--part", "tcp", "--json", str(report))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the tools hear it, too
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "interrupted" in output
+    document = json.loads(report.read_text())
+    assert not document["complete"]
+    assert {sample["measure"] for sample in document["samples"]} <= {TCP_OUT, TCP_IN}
+    assert document["samples"]
+    assert_ended(relays)
