@@ -69,15 +69,16 @@ class Throughput:
     cores: dict[str, float]
 
 
-async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool) -> Throughput:
-    """One connection at full speed, from the guest or `to_guest`. Raises MeasurementError."""
+async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool, settle_s: int = 0) -> Throughput:
+    """One connection at full speed, from the guest or `to_guest`; its first `settle_s`, in which it starts
+    slowly, don't count. Raises MeasurementError."""
     to_host = ["--port", str(TCP_PORT), "--interval", "0"]
     # A server for each connection: one for all may still be ending the last when the next comes.
     server = ["iperf3", "--server", "--one-off", "--bind", HOST_ADDRESS, *to_host]
     server += ["--idle-timeout", str(round(_PATIENCE_S))]
     client = ["iperf3", "--client", HOST_ADDRESS, *to_host, "--time", str(seconds), "--json"]
-    client += ["--reverse"] if to_guest else []
-    with trio.move_on_after(seconds + _PATIENCE_S) as patience:
+    client += [*(["--reverse"] if to_guest else []), *(["--omit", str(settle_s)] if settle_s else [])]
+    with trio.move_on_after(settle_s + seconds + _PATIENCE_S) as patience:
         async with trio.open_nursery() as nursery:
             start = partial(trio.run_process, check=False, stdin=subprocess.DEVNULL)
             nursery.start_soon(partial(start, server, stdout=subprocess.DEVNULL))
@@ -85,7 +86,7 @@ async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool) -> Throughp
             with usage(hold=0, **{guest.part: guest.process}) as used:
                 found = read_iperf3(await guest.run(*client))
     if patience.cancelled_caught:
-        limit_s = seconds + _PATIENCE_S
+        limit_s = settle_s + seconds + _PATIENCE_S
         raise MeasurementError(f"iperf3 isn't done after {limit_s:g} s: does anything get through?")
     inside, outside = ("receiver", "sender") if to_guest else ("sender", "receiver")
     ends = {outside: found.cores["server"]}

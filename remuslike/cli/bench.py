@@ -48,12 +48,13 @@ def bench() -> None:
 @bench.command()
 @_seconds(1, 2, "traffic")
 @_repeat(5)
-@_part("tcp", "udp", "seal")
+@_part("tcp", "udp", "seal", "notify")
 @click.option("--qemu/--no-qemu", default=True, show_default=True, help="Measure a real guest, too.")
 @_json
 @click.pass_context
 def net(context: click.Context, /, *, parts: tuple[str, ...], **options: Any) -> None:
-    """Compare held taps with a bare one: TCP both ways, small UDP frames, seal and release.
+    """Compare held taps with a bare one: TCP both ways, small UDP frames, seal and release,
+    and what it costs to be told of each epoch's first output.
 
     The guests are real ones, under QEMU, and namespaces behind taps, whose TCP is this kernel's. A hold that
     this kernel can't do is skipped, and the reason said; `remuslike lab run -- remuslike bench net` measures

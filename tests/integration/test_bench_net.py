@@ -16,13 +16,17 @@ import pytest
 
 from remuslike.bench.net import (
     BARE,
+    EPOCHS,
     MESSAGES,
     QEMU_IN,
     QEMU_OUT,
     SEAL_RELEASE,
     TCP_IN,
     TCP_OUT,
+    TOLD_TCP,
+    TOLD_UDP,
     UDP_OUT,
+    UNTOLD,
 )
 
 pytestmark = [
@@ -68,12 +72,20 @@ def median_of(document: dict[str, Any], measure: str, setting: str) -> float:
 
 
 def test_the_tap_hold_is_measured_beside_a_bare_tap(tmp_path: Path) -> None:
-    document = measured(tmp_path / "report.json", "--no-qemu")
+    parts = ("--part", "udp", "--part", "seal", "--part", "notify")
+    document = measured(tmp_path / "report.json", "--no-qemu", *parts)
     settings = settings_of(document)
     assert document["skipped"]["QEMU guest"] == "not asked for"
-    assert settings[TCP_OUT] >= {BARE, "tap", "tap, 25 ms epochs"}
-    assert settings[TCP_IN] >= {BARE, "tap", "tap, 25 ms epochs"}
     assert settings[UDP_OUT] >= {BARE, "tap"}
+    for measure in (TOLD_TCP, TOLD_UDP):
+        for state in ("", EPOCHS):
+            assert settings[measure] >= {f"tap{state}", f"tap{state}{UNTOLD}"}
+    told = {
+        (figure["setting"], figure["baseline"])
+        for figure in document["figures"]
+        if figure["measure"] == TOLD_UDP and figure["ratio"]
+    }
+    assert told >= {(f"tap{state}", f"tap{state}{UNTOLD}") for state in ("", EPOCHS)}
     assert settings[SEAL_RELEASE] >= {"tap"}
     assert median_of(document, MESSAGES, "tap") == 0, "it needs no message to the kernel"
 
@@ -82,8 +94,8 @@ def test_the_tap_hold_is_measured_beside_a_bare_tap(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 isn't installed")
 def test_a_real_guest_is_measured_where_qemu_is_installed(tmp_path: Path) -> None:
     settings = settings_of(measured(tmp_path / "report.json", "--part", "tcp"))
-    assert settings[QEMU_OUT] >= {BARE, "tap", "tap, 25 ms epochs"}
-    assert settings[QEMU_IN] >= {BARE, "tap", "tap, 25 ms epochs"}
+    for measure in (TCP_OUT, TCP_IN, QEMU_OUT, QEMU_IN):
+        assert settings[measure] >= {BARE, "tap", f"tap{EPOCHS}"}
 
 
 @pytest.mark.lab
