@@ -45,14 +45,15 @@ class Usage:
 def usage(**processes: int) -> Iterator[Usage]:
     """How much of a processor each of `processes` (name and id; 0 is this one) takes within the block."""
     measured = Usage(processes)
-    began, before = time.monotonic(), {name: _cpu_s(number) for name, number in processes.items()}
+    began, before = time.monotonic(), {name: cpu_s(number) for name, number in processes.items()}
     yield measured
     measured.lasted_s = time.monotonic() - began
     for name, number in processes.items():
-        measured.cores[name] = round((_cpu_s(number) - before[name]) / measured.lasted_s, 3)
+        measured.cores[name] = round((cpu_s(number) - before[name]) / measured.lasted_s, 3)
 
 
-def _cpu_s(process: int) -> float:
+def cpu_s(process: int) -> float:
+    """Processor time of a process until now; 0 is this one. Raises OSError when it is gone."""
     # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED), clock_getcpuclockid(3)
     seconds: float = time.clock_gettime((~process << 3) | 2)
     return seconds

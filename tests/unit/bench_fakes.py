@@ -16,6 +16,7 @@ from remuslike.bench.stage import Window
 from remuslike.demo.messages import Sample
 
 LINK_MS = 0.25
+CONNECTS_S = 3.0
 
 
 @dataclass
@@ -24,9 +25,14 @@ class FakeSession:
 
     answer: str
     heard: list[bytes] = field(default_factory=list)
+    connections: tuple[int, int] = (0, 0)
 
     async def expect(self, wanted: str) -> None:
         assert wanted == "ready"
+
+    async def wait_connections(self, port: int, count: int) -> None:
+        self.connections = (port, count)
+        await trio.sleep(CONNECTS_S)
 
     async def send(self, data: bytes) -> None:
         self.heard.append(data)
