@@ -10,6 +10,7 @@ from typing import Any, Protocol, get_args
 
 from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.results import UNPROTECTED, Guest, Header, Mode
+from remuslike.config import DETECT_MS_MIN
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 GUESTS: tuple[Guest, ...] = get_args(Guest)
@@ -64,7 +65,7 @@ class RunOptions:
             ("--kills", self.kills, 0, 1_000),
             ("--memory-mib", self.memory_mib, 256, 65_536),
             ("--vcpus", self.vcpus, 1, 255),
-            ("--detect-ms", self.detect_ms, 10, 60_000),
+            ("--detect-ms", self.detect_ms, DETECT_MS_MIN, 60_000),
         )
         for name, value, low, high in ranges:
             if not low <= value <= high:

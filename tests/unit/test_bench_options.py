@@ -103,6 +103,7 @@ def test_unknown_modes_and_guests_are_answered_with_the_known_ones() -> None:
         ({"seconds": 0}, "--seconds 0"),
         ({"repeat": -1}, "--repeat -1"),
         ({"memory_mib": 64}, "--memory-mib 64"),
+        ({"detect_ms": 49.0}, "--detect-ms 49"),
         ({"json_path": Path("/nowhere/at/all.jsonl")}, "its directory doesn't exist"),
     ],
 )
