@@ -44,6 +44,19 @@ def _checked_address(value: str) -> str:
     return value
 
 
+# A daemon's loop stands still in a checkpoint for three answers of QEMU's and a copy, some 34 ms at most
+# (`remuslike.guest.running`), and its heartbeat may be a fifth of the detection late besides.
+DETECT_MS_MIN = 50.0
+
+
+def _checked_detection(value: float) -> float:
+    if not value >= DETECT_MS_MIN:
+        raise ValueError(
+            f"must be at least {DETECT_MS_MIN:g}, or a slow checkpoint is taken for a host's death"
+        )
+    return value
+
+
 Mode = Literal["epoch", "event-tap", "adaptive"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -188,7 +201,7 @@ class LinkSettings(Section):
 
     address: Address
     successor: Address | None = None
-    detect_ms: float = Field(default=100, ge=10, le=60_000)
+    detect_ms: Annotated[float, AfterValidator(_checked_detection)] = Field(default=100, le=60_000)
     ack: Literal["memory", "durable"] = "memory"
 
 

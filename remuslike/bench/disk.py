@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import trio
 from rich.console import Console
 
 from remuslike.bench import diskguest, diskseal
@@ -24,7 +23,7 @@ from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.fio import DEPTH, Job
-from remuslike.bench.output import check_json_path, check_tools, first_cause, write_json
+from remuslike.bench.output import check_json_path, check_tools, take_samples
 from remuslike.bench.view import View
 from remuslike.image import build_image, probe_accelerator
 
@@ -197,10 +196,11 @@ def _turned(settings: Sequence[_T], number: int) -> Sequence[_T]:
     return [*settings[first:], *settings[:first]]
 
 
-def run_disk_bench(options: DiskOptions, console: Console) -> Report:
+def run_disk_bench(options: DiskOptions, console: Console) -> int:
     """Measure, and report on `console` and in `options.json_path`.
 
-    Raises BenchError; whatever happens, no process and no file of the benchmark is left.
+    Returns the exit status, see `take_samples`. Raises BenchError; whatever happens, no process and no file
+    of the benchmark is left.
     """
     options.check()
     check_tools(_tools(options.parts))
@@ -208,25 +208,25 @@ def run_disk_bench(options: DiskOptions, console: Console) -> Report:
     view = View(console, MEASURES, part="server")
     with TemporaryDirectory(prefix="remuslike-", dir=options.directory) as directory:
         bench = DiskBench(options, view, Path(directory))
-        trio.run(first_cause, bench.run)
-    report = Report(
-        benchmark="disk",
-        environment=asdict(environment),
-        options={
-            "seconds": options.seconds,
-            "repeat": options.repeat,
-            "parts": options.parts,
-            "epoch_ms": EPOCH_MS,
-            "depth": DEPTH,
-        },
-        measures=MEASURES,
-        skipped={},
-        samples=bench.samples,
-        timely=not environment.emulated,
-    )
-    view.report(report)
-    write_json(options.json_path, report)
-    return report
+
+        def report() -> Report:
+            return Report(
+                benchmark="disk",
+                environment=asdict(environment),
+                options={
+                    "seconds": options.seconds,
+                    "repeat": options.repeat,
+                    "parts": options.parts,
+                    "epoch_ms": EPOCH_MS,
+                    "depth": DEPTH,
+                },
+                measures=MEASURES,
+                skipped={},
+                samples=bench.samples,
+                timely=not environment.emulated,
+            )
+
+        return take_samples(bench.run, report, view, options.json_path)
 
 
 def _tools(parts: Sequence[str]) -> dict[str, str]:

@@ -163,7 +163,8 @@ def _short(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run of a benchmark. `skipped` has the reason for each setting that could not be measured."""
+    """One run of a benchmark. `skipped` has the reason for each setting that could not be measured; one that
+    isn't `complete` was broken off."""
 
     benchmark: str
     environment: Mapping[str, Any]
@@ -172,6 +173,7 @@ class Report:
     skipped: Mapping[str, str]
     samples: Sequence[Sample]
     timely: bool
+    complete: bool = True
 
     @property
     def figures(self) -> list[Figure]:
@@ -184,6 +186,7 @@ class Report:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "benchmark": self.benchmark,
+            "complete": self.complete,
             "environment": dict(self.environment),
             "options": dict(self.options),
             "skipped": dict(self.skipped),

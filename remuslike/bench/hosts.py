@@ -19,6 +19,7 @@ from remuslike.bench.errors import MeasurementError
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plain import plain_command
 from remuslike.bench.plan import TAKEOVER, Setting, Visit
+from remuslike.bench.roundtrip import link_round_trip_ms
 from remuslike.bench.stage import Stage
 from remuslike.bench.workloads.contract import Workload
 from remuslike.config import Settings, parse_settings
@@ -87,6 +88,10 @@ class Hosts:
     directories: Directories
     stage: Stage
     observer: Observer = field(default_factory=Observer)
+
+    def link_round_trip_ms(self) -> float:
+        """Of the link between the two hosts, now. Raises MeasurementError."""
+        return round(link_round_trip_ms(self.network.namespaces), 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from remuslike.bench.environment import record_environment
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
 from remuslike.bench.machine import start_qemu_guest
-from remuslike.bench.output import check_json_path, check_root, check_tools, first_cause, write_json
+from remuslike.bench.output import check_json_path, check_root, check_tools, take_samples
 from remuslike.bench.view import View
 from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
@@ -33,11 +33,12 @@ LIMIT_BYTES = 64 << 20
 
 EPOCH_MS = 25.0
 _DEPTH = 2  # as the default window
+_SLOW_START_S = 2  # of a TCP connection whose round trip is an epoch
 _REALTIME_PRIORITY = 1  # as a daemon's event loop runs, so that what holds is scheduled as it would be
 
 TOOLS = {"iperf3": "iperf3", "ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux"}
 
-PARTS = ("tcp", "udp", "seal")
+PARTS = ("tcp", "udp", "seal", "notify")
 """What can be measured by itself."""
 
 Machine = tuple[GuestImage, Accelerator]
@@ -46,8 +47,12 @@ BARE, HIGH_LEVEL = "bare", "pyroute2"
 TCP_OUT, TCP_IN, UDP_OUT = "tcp_out", "tcp_in", "udp_out"
 QEMU_OUT, QEMU_IN = "tcp_out_qemu", "tcp_in_qemu"
 SEAL_RELEASE, MESSAGES = "seal_release", "seal_release_messages"
+TOLD_TCP, TOLD_UDP = "told_tcp", "told_udp"
+EPOCHS = f", {EPOCH_MS:g} ms epochs"
+UNTOLD = ", nobody told"
 
 _TCP = dict.fromkeys(("tap", "plug"), Wanted(Of.RATIO, at_least=0.9))
+_TOLD = [f"{hold}{state}" for hold in ("tap", "plug") for state in ("", EPOCHS)]
 MEASURES = (
     Measure(QEMU_OUT, "TCP, QEMU guest to host", "Gbit/s", BARE, _TCP),
     Measure(QEMU_IN, "TCP, host to QEMU guest", "Gbit/s", BARE, _TCP),
@@ -75,6 +80,16 @@ MEASURES = (
         {"plug": Wanted(Of.MEDIAN, at_most=2)},
         counted=True,
     ),
+    *(
+        Measure(
+            name,
+            f"{title}, told of each epoch's first output",
+            unit,
+            wanted=dict.fromkeys(_TOLD, Wanted(Of.RATIO, at_least=0.95)),
+            baselines={setting: f"{setting}{UNTOLD}" for setting in _TOLD},
+        )
+        for name, title, unit in ((TOLD_TCP, "TCP out", "Gbit/s"), (TOLD_UDP, "64-byte UDP", "frames/s"))
+    ),
 )
 
 
@@ -97,8 +112,10 @@ class NetOptions:
 class Subject:
     """A guest and what stands between it and the bridge; without a hold its tap is a bare port."""
 
-    def __init__(self, name: str, guest: Guest, hold: Hold | None, measures: tuple[str, str]) -> None:
-        """`measures` are those of TCP from the guest and to it."""
+    def __init__(
+        self, name: str, guest: Guest, hold: Hold | None, measures: tuple[str, str], *, told: bool = True
+    ) -> None:
+        """`measures` are those of TCP from the guest and to it. `told`: of each epoch's first output."""
         self.name = name
         self.guest = guest
         self.hold = hold
@@ -107,7 +124,8 @@ class Subject:
         self._filling = trio.Event()
         if hold is not None:
             hold.on_pressure(self._fills)
-            hold.on_output(self._emits)
+            if told:
+                hold.on_output(self._emits)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -181,9 +199,15 @@ class NetBench:
                 if name == BARE:
                     lan.join_bare(guest)
                 else:
-                    made = make_hold(holds[name], guest.tap, BRIDGE, LIMIT_BYTES, _DEPTH)
-                    hold = stack.enter_context(closing(made))
+                    hold = _held(stack, guest, holds[name])
                 self._subjects.append(Subject(name, guest, hold, measures))
+        self._pairs: list[tuple[Subject, Subject]] = []
+        if "notify" in options.parts:
+            for told in [each for each in self._subjects if each.hold and each.guest.shares_kernel]:
+                guest = lan.add_synthetic_guest()
+                hold = _held(stack, guest, holds[told.name])
+                untold = Subject(told.name, guest, hold, told.measures, told=False)
+                self._pairs.append((told, untold))
         self._high_level: sealing.HighLevelPlug | None = None
         if Backend.PLUG in holds.values():
             self._high_level = stack.enter_context(closing(sealing.HighLevelPlug()))
@@ -209,6 +233,10 @@ class NetBench:
             for subject in self._subjects[first:] + self._subjects[:first]:
                 async with subject.at_work():
                     await self._turn(number, subject)
+            for pair in self._pairs:
+                for subject in pair if number % 2 else reversed(pair):
+                    async with subject.at_work():
+                        await self._notify(number, subject, "" if subject is pair[0] else UNTOLD)
             if self._high_level is not None and "seal" in self._options.parts:
                 self._note(Sample(SEAL_RELEASE, HIGH_LEVEL, number, self._high_level.time_pairs()))
                 self._note(Sample(MESSAGES, HIGH_LEVEL, number, self._high_level.count_pairs()))
@@ -223,11 +251,25 @@ class NetBench:
             return
         if "tcp" in parts:
             async with subject.holding(EPOCH_MS / 1e3):
-                await self._tcp(number, subject, f"{subject.name}, {EPOCH_MS:g} ms epochs")
+                await self._tcp(number, subject, f"{subject.name}{EPOCHS}")
         if "seal" in parts and subject.guest.shares_kernel:  # and so says nothing by itself
             microseconds, messages = await subject.seal_and_release()
             self._note(Sample(SEAL_RELEASE, subject.name, number, microseconds))
             self._note(Sample(MESSAGES, subject.name, number, messages))
+
+    async def _notify(self, number: int, subject: Subject, suffix: str) -> None:
+        """While it is open, and while it holds: then each epoch has a first output."""
+        await self._told(number, subject, f"{subject.name}{suffix}")
+        async with subject.holding(EPOCH_MS / 1e3):
+            await self._told(number, subject, f"{subject.name}{EPOCHS}{suffix}")
+
+    async def _told(self, number: int, subject: Subject, setting: str) -> None:
+        tcp = await traffic.measure_tcp(
+            subject.guest, self._options.seconds, to_guest=False, settle_s=_SLOW_START_S
+        )
+        self._note(Sample(TOLD_TCP, setting, number, tcp.gbit_per_s, tcp.cores))
+        udp = await traffic.measure_udp(subject.guest, self._options.seconds)
+        self._note(Sample(TOLD_UDP, setting, number, udp.arrived_per_s, udp.cores))
 
     async def _tcp(self, number: int, subject: Subject, setting: str) -> None:
         for measure, to_guest in zip(subject.measures, (False, True), strict=True):
@@ -243,11 +285,16 @@ class NetBench:
         self._view.sample(sample, self._options.repeat)
 
 
-def run_net_bench(options: NetOptions, console: Console) -> Report:
+def _held(stack: ExitStack, guest: Guest, backend: Backend) -> Hold:
+    return stack.enter_context(closing(make_hold(backend, guest.tap, BRIDGE, LIMIT_BYTES, _DEPTH)))
+
+
+def run_net_bench(options: NetOptions, console: Console) -> int:
     """Measure, and report on `console` and in `options.json_path`.
 
-    This process leaves its network namespace for good. Raises BenchError, `netbuf.NetbufError`; whatever
-    happens, no process, namespace or interface of the benchmark is left.
+    This process leaves its network namespace for good. Returns the exit status, see `take_samples`. Raises
+    BenchError, `netbuf.NetbufError`; whatever happens, no process, namespace or interface of the benchmark is
+    left.
     """
     options.check()
     check_root()
@@ -259,25 +306,25 @@ def run_net_bench(options: NetOptions, console: Console) -> Report:
     with ExitStack() as stack:
         lan = stack.enter_context(Lan())
         bench = NetBench(lan, options, view, stack, machine)
+
+        def report() -> Report:
+            return Report(
+                benchmark="net",
+                environment=asdict(environment),
+                options={
+                    "seconds": options.seconds,
+                    "repeat": options.repeat,
+                    "parts": options.parts,
+                    "epoch_ms": EPOCH_MS,
+                },
+                measures=MEASURES,
+                skipped=bench.skipped,
+                samples=bench.samples,
+                timely=not environment.emulated,
+            )
+
         with _as_a_daemon():
-            trio.run(first_cause, bench.run)
-    report = Report(
-        benchmark="net",
-        environment=asdict(environment),
-        options={
-            "seconds": options.seconds,
-            "repeat": options.repeat,
-            "parts": options.parts,
-            "epoch_ms": EPOCH_MS,
-        },
-        measures=MEASURES,
-        skipped=bench.skipped,
-        samples=bench.samples,
-        timely=not environment.emulated,
-    )
-    view.report(report)
-    write_json(options.json_path, report)
-    return report
+            return take_samples(bench.run, report, view, options.json_path)
 
 
 def _machine(options: NetOptions, view: View, *, emulated: bool) -> Machine | str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, get_args
 
 from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.results import UNPROTECTED, Guest, Header, Mode
+from remuslike.config import DETECT_MS_MIN
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 GUESTS: tuple[Guest, ...] = get_args(Guest)
@@ -38,7 +39,8 @@ class RunOptions:
 
     Each cell's load takes `seconds`, each variant gives `repeat` of them; `kills` is how many hosts die in
     each protected setting. `detect_ms` is of those cells only: the others end nothing on purpose, and a
-    machine that is as busy as a benchmark makes it shall not be taken for dead.
+    machine that is as busy as a benchmark makes it shall not be taken for dead. `force` goes on with a file
+    of another program or machine.
     """
 
     json_path: Path
@@ -52,6 +54,7 @@ class RunOptions:
     memory_mib: int = 512
     vcpus: int = 1
     detect_ms: float = 100
+    force: bool = False
 
     def check(self) -> None:
         """Raises BenchOptionError for the first value out of range. Widths follow `remuslike.config`."""
@@ -62,7 +65,7 @@ class RunOptions:
             ("--kills", self.kills, 0, 1_000),
             ("--memory-mib", self.memory_mib, 256, 65_536),
             ("--vcpus", self.vcpus, 1, 255),
-            ("--detect-ms", self.detect_ms, 10, 60_000),
+            ("--detect-ms", self.detect_ms, DETECT_MS_MIN, 60_000),
         )
         for name, value, low, high in ranges:
             if not low <= value <= high:
@@ -71,7 +74,7 @@ class RunOptions:
             raise BenchOptionError(f"--json {self.json_path}: its directory doesn't exist; create it first")
 
     def recorded(self) -> dict[str, Any]:
-        """What the header of a result file says of them; all but the file's own path."""
+        """What the header of a result file says of them; all but the file's own path and `force`."""
         return {
             "guest": self.guest,
             "modes": list(self.modes),
@@ -86,8 +89,26 @@ class RunOptions:
         }
 
 
-def refuse_others(header: Header, options: RunOptions) -> None:
-    """Raises BenchOptionError when a file was written under other options, and names the first of them."""
+_SAME_ENVIRONMENT = ("commit", "cpu", "processors", "kernel", "packages", "tools")
+"""What a round's cells must have in common, lest a ratio of two of them be of two programs or machines."""
+
+
+def refuse_others(found: Header, now: Header, options: RunOptions) -> None:
+    """Raises BenchOptionError when a file was begun under other options, by another program or on another
+    machine than this run, and names the first difference."""
+    _refuse_other_options(found, options)
+    if options.force:
+        return
+    for name in _SAME_ENVIRONMENT:
+        before, here = found.environment.get(name), now.environment.get(name)
+        if before != here:
+            raise BenchOptionError(
+                f"--json {options.json_path}: was begun with {name} = {before!r}, this is {here!r}, and a"
+                " ratio of the two would mean nothing; give another --json, or --force to go on nevertheless"
+            )
+
+
+def _refuse_other_options(header: Header, options: RunOptions) -> None:
     now = options.recorded()
     for name in (*now, *(name for name in header.options if name not in now)):
         before, asked = header.options.get(name), now.get(name)

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common when they begin and end: their report's file, and a failure's cause."""
+"""What the benchmarks have in common when they begin and end: what they need, and where samples go."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
+from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError
 from remuslike.bench.figures import Report
+from remuslike.bench.view import View
+from remuslike.demo.interruption import Interrupted, run_interruptibly
+from remuslike.errors import expected_errors
 
 
 def check_json_path(path: Path | None) -> None:
     """Find out before measuring that a report can be kept. Raises BenchOptionError."""
     if path is not None and not path.absolute().parent.is_dir():
         raise BenchOptionError(f"--json {path}: its directory doesn't exist; create it first")
-
-
-def write_json(path: Path | None, report: Report) -> None:
-    """Keep the report, if a path was given. Raises BenchEnvironmentError."""
-    if path is None:
-        return
-    try:
-        path.write_text(json.dumps(report.document(), indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise BenchEnvironmentError(f"--json {path}: can't be written: {error.strerror}") from error
 
 
 def check_root() -> None:
@@ -41,21 +35,39 @@ def check_tools(packages: Mapping[str, str]) -> None:
             raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")
 
 
-async def first_cause(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a benchmark; if a measurement fails, the rest of it was cancelled: raise that MeasurementError.
+def take_samples(
+    measure: Callable[[], Awaitable[None]], report: Callable[[], Report], view: View, path: Path | None
+) -> int:
+    """Have `measure` take samples to its end, or to a signal; show and keep the `report` of those that there
+    are by then.
 
-    A defect of ours stays a group, with all its tracebacks.
+    Returns the exit status: 0, or 128 plus the signal's number. When a measurement fails its error is raised
+    behind the report.
     """
     try:
-        await run()
-    except BaseExceptionGroup as group:
-        expected = group.subgroup(MeasurementError)
-        if expected is not None and group.split(MeasurementError)[1] is None:
-            raise _leaf(expected) from group
+        run_interruptibly(measure)
+    except Interrupted as interruption:
+        _conclude(replace(report(), complete=False), view, path)
+        view.say("interrupted")
+        return 128 + interruption.number
+    except expected_errors():
+        _conclude(replace(report(), complete=False), view, path)
         raise
+    _conclude(report(), view, path)
+    return 0
 
 
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _conclude(report: Report, view: View, path: Path | None) -> None:
+    if report.samples:  # an earlier run's file is worth more than none
+        view.report(report)
+        _write_json(path, report)
+
+
+def _write_json(path: Path | None, report: Report) -> None:
+    """Raises BenchEnvironmentError."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(report.document(), indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise BenchEnvironmentError(f"--json {path}: can't be written: {error.strerror}") from error

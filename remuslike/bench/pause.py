@@ -20,7 +20,7 @@ from rich.console import Console
 from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
-from remuslike.bench.output import check_json_path, check_root, check_tools, write_json
+from remuslike.bench.output import check_json_path, check_root, check_tools, take_samples
 from remuslike.bench.pair import ProtectedGuest, guest_files, protected_guest
 from remuslike.bench.view import View
 from remuslike.demo.messages import Sample as Checkpoint
@@ -176,10 +176,11 @@ async def _take(guest: ProtectedGuest, options: PauseOptions) -> tuple[list[Chec
     return [*checkpoints, *await guest.samples(options.seconds / 2)], own_ms
 
 
-def run_pause_bench(options: PauseOptions, console: Console) -> Report:
+def run_pause_bench(options: PauseOptions, console: Console) -> int:
     """Measure, and report on `console` and in `options.json_path`.
 
-    Raises BenchError, or what starting the daemons does; whatever happens, no process or namespace is left.
+    Returns the exit status, see `take_samples`. Raises BenchError, or what starting the daemons does;
+    whatever happens, no process or namespace is left.
     """
     options.check()
     check_root()
@@ -190,31 +191,39 @@ def run_pause_bench(options: PauseOptions, console: Console) -> Report:
     files = guest_files()
     view = View(console, measures(options))
     samples: list[Sample] = []
-    for number in range(1, options.repeat + 1):
-        first = (number - 1) % len(options.subjects)
-        for subject in options.subjects[first:] + options.subjects[:first]:
-            taken = trio.run(_measure, subject, options, files, number)
-            samples += taken
-            said = {sample.measure: sample.value for sample in taken}
-            view.say(
-                f"round {number} of {options.repeat}: {subject.name}: pause {said['pause']:.2f} ms,"
-                f" QEMU alone {said['own']:.2f} ms, {said['dirty']:.0f} pages, {said['rate']:.1f} a second"
-            )
-    report = Report(
-        benchmark="pause",
-        environment=asdict(environment),
-        options={
-            "seconds": options.seconds,
-            "repeat": options.repeat,
-            "pages": options.pages,
-            "epoch_ms": options.epoch_ms,
-            "guests": [subject.name for subject in options.subjects],
-        },
-        measures=measures(options),
-        skipped={},
-        samples=samples,
-        timely=True,
+
+    async def measure() -> None:
+        for number in range(1, options.repeat + 1):
+            first = (number - 1) % len(options.subjects)
+            for subject in options.subjects[first:] + options.subjects[:first]:
+                taken = await _measure(subject, options, files, number)
+                samples.extend(taken)
+                view.say(_said(subject, taken, options.repeat))
+
+    def report() -> Report:
+        return Report(
+            benchmark="pause",
+            environment=asdict(environment),
+            options={
+                "seconds": options.seconds,
+                "repeat": options.repeat,
+                "pages": options.pages,
+                "epoch_ms": options.epoch_ms,
+                "guests": [subject.name for subject in options.subjects],
+            },
+            measures=measures(options),
+            skipped={},
+            samples=samples,
+            timely=True,
+        )
+
+    return take_samples(measure, report, view, options.json_path)
+
+
+def _said(subject: Subject, taken: Sequence[Sample], rounds: int) -> str:
+    """A round of one guest in a line."""
+    values = {sample.measure: sample.value for sample in taken}
+    return (
+        f"round {taken[0].round} of {rounds}: {subject.name}: pause {values['pause']:.2f} ms,"
+        f" QEMU alone {values['own']:.2f} ms, {values['dirty']:.0f} pages, {values['rate']:.1f} a second"
     )
-    view.report(report)
-    write_json(options.json_path, report)
-    return report

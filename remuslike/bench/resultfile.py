@@ -14,7 +14,8 @@ class ResultFile:
     """A file that is open for more cells; `found` is what an earlier run has left in it."""
 
     def __init__(self, options: RunOptions, header: Header) -> None:
-        """Begins the file with `header`, unless it is there: then it must be of the same options.
+        """Begins the file with `header`, unless it is there: then it must be of the same options,
+        program and machine.
 
         Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run, and
         BenchEnvironmentError when it can't be written.
@@ -39,7 +40,7 @@ class ResultFile:
         whole = contents[: contents.rfind(b"\n") + 1]
         lines = whole.decode(errors="replace").split("\n")[:-1]
         found = decode_untrusted((f"{line}\n" for line in lines), str(self._path))
-        refuse_others(found.header, options)
+        refuse_others(found.header, header, options)
         self._file.seek(len(whole))
         self._file.truncate()
         return found

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remuslike.bench.errors import ResultsError
 
 FORMAT: Final = "remuslike-bench-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up when a reader would have to change."""
 
 UNPROTECTED = "unprotected"
@@ -90,9 +90,10 @@ class Cell(_Record):
     `checkpoints`: a column (all of the same length) for each field of `remuslike.daemon.samples.Sample`, the
     session's checkpoints within the measurement. `cores`: processors taken on average by each process
     ("primary", "secondary", "qemu", "standby", "client"), 1.0 for a whole one. `memory_mib`: their largest
-    resident sets. `takeover_ms`: of a cell that ended with a kill, milliseconds from the kill on until
-    "decided", "granted", "opened", "running", "first_reply". `lost`: acknowledged operations that the
-    survivor did not have, None where nothing was checked.
+    resident sets. `link_ms`: there and back over the hosts' link, None where that was cut. `takeover_ms`: of
+    a cell that ended with a kill, milliseconds from the kill on until "decided", "granted", "opened",
+    "running", "first_reply". `lost`: acknowledged operations that the survivor did not have, None where
+    nothing was checked.
     """
 
     variant: Variant
@@ -103,6 +104,7 @@ class Cell(_Record):
     checkpoints: Mapping[str, tuple[float | None, ...]] = Field(default_factory=dict)
     cores: Mapping[str, float] = Field(default_factory=dict)
     memory_mib: Mapping[str, float] = Field(default_factory=dict)
+    link_ms: float | None = None
     takeover_ms: Mapping[str, float] = Field(default_factory=dict)
     lost: int | None = None
     error: str | None = None

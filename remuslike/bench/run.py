@@ -170,6 +170,8 @@ class Bench:
         except trio.TooSlowError as error:
             raise MeasurementError(f"not done within {options.seconds + _CELL_LIMIT_S:g} s") from error
         window = stage.take_window()
+        # The kill has cut the link.
+        is_linked = visit.workload != TAKEOVER
         return Cell(
             variant=variant,
             round=visit.round,
@@ -179,6 +181,7 @@ class Bench:
             checkpoints=columns(running.observer.samples, window),
             cores=window.cores,
             memory_mib=window.memory_mib,
+            link_ms=running.link_round_trip_ms() if is_linked else None,
             takeover_ms=takeover.after_ms,
             lost=takeover.lost,
         )

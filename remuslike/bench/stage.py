@@ -15,7 +15,7 @@ import trio
 from pyroute2 import netns
 
 from remuslike.bench.errors import MeasurementError
-from remuslike.bench.traffic import usage
+from remuslike.bench.traffic import cpu_s, usage
 from remuslike.demo.plan import GUEST_ADDRESS
 from remuslike.demo.processes import Process, Program
 from remuslike.image import AGENT_PORT
@@ -24,6 +24,7 @@ READY_LIMIT_S = 90.0  # for an emulated guest to boot
 SHELL_LIMIT_S = 30.0
 _ATTEMPT_S = 1.0
 _RETRY_S = 0.05
+_CONNECTIONS_POLL_S = 0.01
 _ANSWER_BYTES_MAX = 1 << 26  # fio's log of every write of a minute
 _RECEIVE_BYTES = 1 << 16
 
@@ -45,30 +46,36 @@ class Window:
 @dataclass(slots=True)
 class Stage:
     """A guest that runs under one setting. `processes` (name and id) are those whose costs count; tools run
-    in the network namespace `client`, and their errors go to `log`."""
+    in the network namespace `client`, and their errors go to `log`; `tools` are those under way."""
 
     client: str
     log: Path
     processes: Mapping[str, int]
     window: Window | None = None
     address: str = GUEST_ADDRESS
+    tools: set[int] = field(default_factory=set)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """The load runs within this block: once in a cell. The client's tools end within it, too."""
+        """The load runs within this block: once in a cell."""
         assert self.window is None, "a cell has one window"
         try:
             for number in self.processes.values():
                 _forget_peak(number)
-            before_s, began = _client_s(), monotonic()
+            before_s, began = self._client_s(), monotonic()
             with usage(**self.processes) as used:
                 yield
             memory_mib = {name: _peak_mib(number) for name, number in self.processes.items()}
         except OSError as error:
             raise MeasurementError(f"a process ended while it was measured: {error}") from error
         ended = monotonic()
-        client = (_client_s() - before_s) / (ended - began)
+        client = (self._client_s() - before_s) / (ended - began)
         self.window = Window(began, ended, {**used.cores, "client": round(client, 3)}, memory_mib)
+
+    def _client_s(self) -> float:
+        """Processor time of this process, of its children that have ended, and of the tools that run."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in used) + sum(map(_running_s, self.tools))
 
     def take_window(self) -> Window:
         """The window of the cell that has been measured; the next cell has its own."""
@@ -150,8 +157,12 @@ class Stage:
                 assert pipes[1] is not None
                 stdin, stdout = (trio.lowlevel.FdStream(os.dup(pipe.fileno())) for pipe in pipes if pipe)
                 pipes[0].close()  # or the program would never see its end
-                async with stdin, stdout:
-                    yield ToolSession(process, stdin, stdout)
+                self.tools.add(process.popen.pid)
+                try:
+                    async with stdin, stdout:
+                        yield ToolSession(process, stdin, stdout)
+                finally:
+                    self.tools.discard(process.popen.pid)
         except trio.TooSlowError as error:
             raise MeasurementError(f"{command[0]} isn't done after {limit_s:g} s") from error
 
@@ -202,6 +213,10 @@ class ShellSession:
         if line != wanted:
             raise MeasurementError(f"in the guest: expected {wanted!r}, got {line!r}")
 
+    async def line(self) -> str:
+        """The next line that it prints; nothing at its end."""
+        return await self._lines.line() or ""
+
     async def rest(self) -> str:
         """The end of its input; what it prints until its own."""
         await self._stream.send_eof()
@@ -230,6 +245,13 @@ class ToolSession:
                 f"{self._name}: expected {wanted!r}, got {line!r}. {self._process.log_tail()}"
             )
 
+    async def wait_connections(self, port: int, count: int) -> None:
+        """Returns when it has so many TCP and UDP connections to `port`, or has ended; `finish` says how."""
+        process = self._process
+        # There is no event to wait for.
+        while process.status() is None and _connections(process.popen.pid, port) < count:  # noqa: ASYNC110
+            await trio.sleep(_CONNECTIONS_POLL_S)
+
     async def finish(self) -> str:
         """What else it prints until it ends. Raises MeasurementError when it fails."""
         await self._stdin.aclose()
@@ -253,10 +275,24 @@ def socket_in(namespace: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> s
         netns.popns()
 
 
-def _client_s() -> float:
-    """Processor time of this process and of its children that have ended, the tools of the client."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+def _connections(process: int, port: int) -> int:
+    """Those in the network namespace of `process`, which is the client's; 0 when it has ended."""
+    # proc(5): rem_address and st are the third and the fourth column; 01 is ESTABLISHED, of UDP as well.
+    suffix, found = f":{port:04X}", 0
+    with suppress(OSError):
+        for table in ("tcp", "udp"):
+            for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+                _, _, remote, state, *_ = line.split()
+                found += remote.endswith(suffix) and state == "01"
+    return found
+
+
+def _running_s(tool: int) -> float:
+    """Its processor time, which is its parent's when it has ended and was waited for."""
+    try:
+        return cpu_s(tool)
+    except OSError:
+        return 0.0
 
 
 def _forget_peak(process: int) -> None:

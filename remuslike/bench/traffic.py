@@ -45,14 +45,15 @@ class Usage:
 def usage(**processes: int) -> Iterator[Usage]:
     """How much of a processor each of `processes` (name and id; 0 is this one) takes within the block."""
     measured = Usage(processes)
-    began, before = time.monotonic(), {name: _cpu_s(number) for name, number in processes.items()}
+    began, before = time.monotonic(), {name: cpu_s(number) for name, number in processes.items()}
     yield measured
     measured.lasted_s = time.monotonic() - began
     for name, number in processes.items():
-        measured.cores[name] = round((_cpu_s(number) - before[name]) / measured.lasted_s, 3)
+        measured.cores[name] = round((cpu_s(number) - before[name]) / measured.lasted_s, 3)
 
 
-def _cpu_s(process: int) -> float:
+def cpu_s(process: int) -> float:
+    """Processor time of a process until now; 0 is this one. Raises OSError when it is gone."""
     # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED), clock_getcpuclockid(3)
     seconds: float = time.clock_gettime((~process << 3) | 2)
     return seconds
@@ -69,15 +70,16 @@ class Throughput:
     cores: dict[str, float]
 
 
-async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool) -> Throughput:
-    """One connection at full speed, from the guest or `to_guest`. Raises MeasurementError."""
+async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool, settle_s: int = 0) -> Throughput:
+    """One connection at full speed, from the guest or `to_guest`; its first `settle_s`, in which it starts
+    slowly, don't count. Raises MeasurementError."""
     to_host = ["--port", str(TCP_PORT), "--interval", "0"]
     # A server for each connection: one for all may still be ending the last when the next comes.
     server = ["iperf3", "--server", "--one-off", "--bind", HOST_ADDRESS, *to_host]
     server += ["--idle-timeout", str(round(_PATIENCE_S))]
     client = ["iperf3", "--client", HOST_ADDRESS, *to_host, "--time", str(seconds), "--json"]
-    client += ["--reverse"] if to_guest else []
-    with trio.move_on_after(seconds + _PATIENCE_S) as patience:
+    client += [*(["--reverse"] if to_guest else []), *(["--omit", str(settle_s)] if settle_s else [])]
+    with trio.move_on_after(settle_s + seconds + _PATIENCE_S) as patience:
         async with trio.open_nursery() as nursery:
             start = partial(trio.run_process, check=False, stdin=subprocess.DEVNULL)
             nursery.start_soon(partial(start, server, stdout=subprocess.DEVNULL))
@@ -85,7 +87,7 @@ async def measure_tcp(guest: Guest, seconds: int, *, to_guest: bool) -> Throughp
             with usage(hold=0, **{guest.part: guest.process}) as used:
                 found = read_iperf3(await guest.run(*client))
     if patience.cancelled_caught:
-        limit_s = seconds + _PATIENCE_S
+        limit_s = settle_s + seconds + _PATIENCE_S
         raise MeasurementError(f"iperf3 isn't done after {limit_s:g} s: does anything get through?")
     inside, outside = ("receiver", "sender") if to_guest else ("sender", "receiver")
     ends = {outside: found.cores["server"]}

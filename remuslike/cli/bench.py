@@ -48,11 +48,13 @@ def bench() -> None:
 @bench.command()
 @_seconds(1, 2, "traffic")
 @_repeat(5)
-@_part("tcp", "udp", "seal")
+@_part("tcp", "udp", "seal", "notify")
 @click.option("--qemu/--no-qemu", default=True, show_default=True, help="Measure a real guest, too.")
 @_json
-def net(*, parts: tuple[str, ...], **options: Any) -> None:
-    """Compare held taps with a bare one: TCP both ways, small UDP frames, seal and release.
+@click.pass_context
+def net(context: click.Context, /, *, parts: tuple[str, ...], **options: Any) -> None:
+    """Compare held taps with a bare one: TCP both ways, small UDP frames, seal and release,
+    and what it costs to be told of each epoch's first output.
 
     The guests are real ones, under QEMU, and namespaces behind taps, whose TCP is this kernel's. A hold that
     this kernel can't do is skipped, and the reason said; `remuslike lab run -- remuslike bench net` measures
@@ -63,7 +65,7 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
 
     from remuslike.bench.net import PARTS, NetOptions, run_net_bench
 
-    run_net_bench(NetOptions(parts=parts or PARTS, **options), Console())
+    context.exit(run_net_bench(NetOptions(parts=parts or PARTS, **options), Console()))
 
 
 @bench.command()
@@ -91,7 +93,8 @@ def net(*, parts: tuple[str, ...], **options: Any) -> None:
     help="Measure this guest; may be repeated.  [default: q35:256 microvm:256 q35:4096]",
 )
 @_json
-def pause(*, guests: tuple[str, ...], **options: Any) -> None:
+@click.pass_context
+def pause(context: click.Context, /, *, guests: tuple[str, ...], **options: Any) -> None:
     """Measure how long a checkpoint stops a guest, part by part, beside QEMU's own stop, save and continue.
 
     Real guests under real daemons; each round starts all of them anew, in turns.
@@ -101,7 +104,7 @@ def pause(*, guests: tuple[str, ...], **options: Any) -> None:
     from remuslike.bench.pause import DEFAULT_SUBJECTS, PauseOptions, parse_subject, run_pause_bench
 
     subjects = tuple(map(parse_subject, guests)) or DEFAULT_SUBJECTS
-    run_pause_bench(PauseOptions(subjects=subjects, **options), Console())
+    context.exit(run_pause_bench(PauseOptions(subjects=subjects, **options), Console()))
 
 
 @bench.command()
@@ -114,7 +117,8 @@ def pause(*, guests: tuple[str, ...], **options: Any) -> None:
     help="Guests' disks are files here.  [default: where temporary files are]",
 )
 @_json
-def disk(*, parts: tuple[str, ...], **options: Any) -> None:
+@click.pass_context
+def disk(context: click.Context, /, *, parts: tuple[str, ...], **options: Any) -> None:
     """Compare disks whose writes are held with nbdkit's memory and with QEMU's own raw files.
 
     fio drives them, from here and from inside real guests; what a checkpoint's seal takes is timed, too.
@@ -123,7 +127,7 @@ def disk(*, parts: tuple[str, ...], **options: Any) -> None:
 
     from remuslike.bench.disk import PARTS, DiskOptions, run_disk_bench
 
-    run_disk_bench(DiskOptions(parts=parts or PARTS, **options), Console())
+    context.exit(run_disk_bench(DiskOptions(parts=parts or PARTS, **options), Console()))
 
 
 @bench.command()
@@ -158,6 +162,7 @@ def disk(*, parts: tuple[str, ...], **options: Any) -> None:
     show_default=True,
     help="The results, a cell a line. If they are there the run goes on with them.",
 )
+@click.option("--force", is_flag=True, help="Go on with results of another commit or machine, too.")
 @click.pass_context
 def run(
     context: click.Context, /, *, modes: str, workloads: str, epoch_ms: str, guest: str, **options: Any

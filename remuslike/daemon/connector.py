@@ -16,11 +16,13 @@ from remuslike.engine import events as on
 from remuslike.engine.effects import EndSession
 from remuslike.engine.handshake import Hello, Refusal, check_agreement, parse_untrusted
 from remuslike.errors import HandshakeError, PeerError
-from transport import FrameType, Link, TransportError, connect
+from transport import ConnectError, FrameType, Link, TransportError, connect
 
 _log = structlog.get_logger(__name__)
 
-# How often a missing secondary is looked for, and how long each look and the handshake may take.
+# How often a missing secondary is looked for, for until it is there the guest is unprotected; and one that
+# was there. How long each look and the handshake may take.
+_LOOK_INTERVAL_S = 0.1
 _CONNECT_INTERVAL_S = 0.5
 _CONNECT_LIMIT_S = 2.0
 _HANDSHAKE_LIMIT_S = 10.0
@@ -50,6 +52,7 @@ class Connector:
         heartbeat_ms = self._settings.detect_ms / HEARTBEATS_PER_DETECTION
         complained = ""
         while True:
+            missing = False
             try:
                 stream = await connect(host, port, timeout_s=_CONNECT_LIMIT_S)
                 await self._meet(Link(stream, heartbeat_ms=heartbeat_ms, clock=time.monotonic))
@@ -58,7 +61,8 @@ class Connector:
                 if str(error) != complained:
                     _log.warning("link.no_session", error=str(error))
                 complained = str(error)
-            await trio.sleep(_CONNECT_INTERVAL_S)
+                missing = isinstance(error, ConnectError)
+            await trio.sleep(_LOOK_INTERVAL_S if missing else _CONNECT_INTERVAL_S)
 
     async def _meet(self, link: Link) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from remuslike.config import MODES, Mode
+from remuslike.config import DETECT_MS_MIN, MODES, Mode
 from remuslike.demo.errors import DemoOptionError
 from remuslike.demo.plan import DAEMON
 
@@ -64,7 +64,7 @@ class DemoOptions:
             ("--seed", self.seed, 0, (1 << 63) - 1 - self.runs, ""),
             ("--epoch-ms", self.epoch_ms, 1, 10_000, ""),
             ("--duration-s", self.duration_s, 2, 3_600, "; the host is killed in its second half"),
-            ("--detect-ms", self.detect_ms, 10, 60_000, ""),
+            ("--detect-ms", self.detect_ms, DETECT_MS_MIN, 60_000, ""),
             ("--vcpus", self.vcpus, 1, 255, ""),
             ("--memory-mib", self.memory_mib, 128, 65_536, "; the guest image needs 128"),
             ("--connections", self.connections, 1, 512, ""),

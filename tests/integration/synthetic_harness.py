@@ -25,19 +25,25 @@ CLIENTS = 16
 ADDRESS = f"{plan.GUEST_ADDRESS}/24"
 
 
+def empty_disk(home: Path) -> Path:
+    """A node's, in its directory, which may not be there yet."""
+    home.mkdir(exist_ok=True)
+    disk = home / "data"
+    with disk.open("xb") as image:
+        image.truncate(DISK_BYTES)
+    return disk
+
+
 @contextmanager
 def synthetic_cluster(rates: Rates, **shape: Any) -> Iterator[Cluster]:
     """Two nodes for a guest with these rates, an interface and a disk."""
 
     def make_guest(home: Path) -> dict[str, Any]:
-        disk = home / "data"
-        with disk.open("wb") as image:
-            image.truncate(DISK_BYTES)
         return {
             "qemu": str(program_path()),
             "memory_mib": MEMORY_MIB,
             "append": rates.append(),
-            "disks": [{"name": "data", "store": str(disk)}],
+            "disks": [{"name": "data", "store": str(empty_disk(home))}],
             "nics": [{"mac": plan.GUEST_MAC, "bridge": plan.BRIDGE}],
         }
 

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,17 @@ import pytest
 
 from remuslike.bench.net import (
     BARE,
+    EPOCHS,
     MESSAGES,
     QEMU_IN,
     QEMU_OUT,
     SEAL_RELEASE,
     TCP_IN,
     TCP_OUT,
+    TOLD_TCP,
+    TOLD_UDP,
     UDP_OUT,
+    UNTOLD,
 )
 
 pytestmark = [
@@ -67,12 +72,20 @@ def median_of(document: dict[str, Any], measure: str, setting: str) -> float:
 
 
 def test_the_tap_hold_is_measured_beside_a_bare_tap(tmp_path: Path) -> None:
-    document = measured(tmp_path / "report.json", "--no-qemu")
+    parts = ("--part", "udp", "--part", "seal", "--part", "notify")
+    document = measured(tmp_path / "report.json", "--no-qemu", *parts)
     settings = settings_of(document)
     assert document["skipped"]["QEMU guest"] == "not asked for"
-    assert settings[TCP_OUT] >= {BARE, "tap", "tap, 25 ms epochs"}
-    assert settings[TCP_IN] >= {BARE, "tap", "tap, 25 ms epochs"}
     assert settings[UDP_OUT] >= {BARE, "tap"}
+    for measure in (TOLD_TCP, TOLD_UDP):
+        for state in ("", EPOCHS):
+            assert settings[measure] >= {f"tap{state}", f"tap{state}{UNTOLD}"}
+    told = {
+        (figure["setting"], figure["baseline"])
+        for figure in document["figures"]
+        if figure["measure"] == TOLD_UDP and figure["ratio"]
+    }
+    assert told >= {(f"tap{state}", f"tap{state}{UNTOLD}") for state in ("", EPOCHS)}
     assert settings[SEAL_RELEASE] >= {"tap"}
     assert median_of(document, MESSAGES, "tap") == 0, "it needs no message to the kernel"
 
@@ -81,8 +94,8 @@ def test_the_tap_hold_is_measured_beside_a_bare_tap(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 isn't installed")
 def test_a_real_guest_is_measured_where_qemu_is_installed(tmp_path: Path) -> None:
     settings = settings_of(measured(tmp_path / "report.json", "--part", "tcp"))
-    assert settings[QEMU_OUT] >= {BARE, "tap", "tap, 25 ms epochs"}
-    assert settings[QEMU_IN] >= {BARE, "tap", "tap, 25 ms epochs"}
+    for measure in (TCP_OUT, TCP_IN, QEMU_OUT, QEMU_IN):
+        assert settings[measure] >= {BARE, "tap", f"tap{EPOCHS}"}
 
 
 @pytest.mark.lab
@@ -103,18 +116,42 @@ def children_of(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_nothing_is_left_of_one_that_is_killed() -> None:
-    command = [*COMMAND, "--no-qemu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("round 1 of 1"), line
-        relays = [os.pidfd_open(child) for child in children_of(process.pid)[:2]]
-        assert len(relays) == 2
-    finally:
-        process.kill()
-        process.communicate(timeout=LIMIT_S)
+def begun(*options: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A run that has taken its first sample, and descriptors of two relays of it."""
+    command = [*COMMAND, "--no-qemu", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("round 1 of"), line
+    relays = [os.pidfd_open(child) for child in children_of(process.pid)[:2]]
+    assert len(relays) == 2
+    return process, relays
+
+
+def assert_ended(relays: list[int]) -> None:
     for relay in relays:
         with os.fdopen(relay) as ended:
             assert select.select([ended], [], [], 60)[0], "a relay has outlived its benchmark"
+
+
+def test_nothing_is_left_of_one_that_is_killed() -> None:
+    process, relays = begun()
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    assert_ended(relays)
+
+
+def test_ctrl_c_keeps_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    process, relays = begun("--repeat", "9", "--part", "tcp", "--json", str(report))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the tools hear it, too
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "interrupted" in output
+    document = json.loads(report.read_text())
+    assert not document["complete"]
+    assert {sample["measure"] for sample in document["samples"]} <= {TCP_OUT, TCP_IN}
+    assert document["samples"]
+    assert_ended(relays)

@@ -104,6 +104,8 @@ def test_guests_are_measured_with_and_without_protection(tmp_path: Path, folder:
         assert cell.load.rate > 1
         assert len(cell.load.latencies_ms) == cell.load.rate
         assert cell.memory_mib["qemu"] > 50
+        assert cell.link_ms is not None
+        assert 0 < cell.link_ms < 100
     assert run.results.header.environment["cpu"]
     with Run(tmp_path / "results.jsonl", folder, "--repeat", "1") as run:
         status, output = run.finish()

@@ -15,6 +15,9 @@ from remuslike.bench.results import Load
 from remuslike.bench.stage import Window
 from remuslike.demo.messages import Sample
 
+LINK_MS = 0.25
+CONNECTS_S = 3.0
+
 
 @dataclass
 class FakeSession:
@@ -22,9 +25,14 @@ class FakeSession:
 
     answer: str
     heard: list[bytes] = field(default_factory=list)
+    connections: tuple[int, int] = (0, 0)
 
     async def expect(self, wanted: str) -> None:
         assert wanted == "ready"
+
+    async def wait_connections(self, port: int, count: int) -> None:
+        self.connections = (port, count)
+        await trio.sleep(CONNECTS_S)
 
     async def send(self, data: bytes) -> None:
         self.heard.append(data)
@@ -149,7 +157,9 @@ class FakePlace:
                 if len(self.visits) - 1 in self.parted:
                     nursery.start_soon(_part, said)
                 observer = SimpleNamespace(samples=samples, primary_said=said)
-                yield SimpleNamespace(stage=FakeStage(), observer=observer)
+                yield SimpleNamespace(
+                    stage=FakeStage(), observer=observer, link_round_trip_ms=lambda: LINK_MS
+                )
                 nursery.cancel_scope.cancel()
         finally:
             self.standing -= 1

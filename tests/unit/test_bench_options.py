@@ -38,6 +38,8 @@ KNOWN = {
     "idle": Described("idle"),
 }
 OPTIONS = RunOptions(json_path=Path("/tmp/r.jsonl"), selection={"redis": ({"clients": 1},)})
+ENVIRONMENT = {"at": "now", "commit": "abcdef", "cpu": "Y", "kernel": "6.1", "tools": {"qemu": "7.2"}}
+HEADER = Header(environment=ENVIRONMENT, options=OPTIONS.recorded())
 
 
 def test_the_baseline_is_always_measured_and_first() -> None:
@@ -101,6 +103,7 @@ def test_unknown_modes_and_guests_are_answered_with_the_known_ones() -> None:
         ({"seconds": 0}, "--seconds 0"),
         ({"repeat": -1}, "--repeat -1"),
         ({"memory_mib": 64}, "--memory-mib 64"),
+        ({"detect_ms": 49.0}, "--detect-ms 49"),
         ({"json_path": Path("/nowhere/at/all.jsonl")}, "its directory doesn't exist"),
     ],
 )
@@ -111,9 +114,22 @@ def test_values_out_of_range_are_named(changes: dict[str, Any], named: str) -> N
 
 
 def test_a_file_of_the_same_options_is_gone_on_with() -> None:
-    header = Header(environment={}, options=OPTIONS.recorded())
-    read_again = Header.model_validate_json(header.model_dump_json())
-    refuse_others(read_again, replace(OPTIONS, json_path=Path("/tmp/moved.jsonl")))
+    read_again = Header.model_validate_json(HEADER.model_dump_json())
+    refuse_others(read_again, HEADER, replace(OPTIONS, json_path=Path("/tmp/moved.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("commit", "fedcba"), ("cpu", "Z"), ("tools", {"qemu": "8.0"}), ("kernel", None)]
+)
+def test_a_file_of_another_program_or_machine_is_refused_unless_forced(name: str, value: Any) -> None:
+    now = HEADER.model_copy(update={"environment": {**ENVIRONMENT, name: value}})
+    with pytest.raises(BenchOptionError, match=f"was begun with {name} = .*--force"):
+        refuse_others(HEADER, now, OPTIONS)
+    refuse_others(HEADER, now, replace(OPTIONS, force=True))
+
+
+def test_when_it_was_begun_does_not_matter() -> None:
+    refuse_others(HEADER, HEADER.model_copy(update={"environment": {**ENVIRONMENT, "at": "later"}}), OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +142,11 @@ def test_a_file_of_the_same_options_is_gone_on_with() -> None:
     ],
 )
 def test_a_file_of_other_options_is_refused_by_the_first(changes: dict[str, Any], named: str) -> None:
-    header = Header(environment={}, options=OPTIONS.recorded())
     with pytest.raises(BenchOptionError, match=named):
-        refuse_others(header, replace(OPTIONS, **changes))
+        refuse_others(HEADER, HEADER, replace(OPTIONS, force=True, **changes))
 
 
 def test_a_file_with_options_unheard_of_is_refused() -> None:
     header = Header(environment={}, options={**OPTIONS.recorded(), "colour": "blue"})
     with pytest.raises(BenchOptionError, match=r"--colour: .* 'blue'"):
-        refuse_others(header, OPTIONS)
+        refuse_others(header, HEADER, OPTIONS)

@@ -8,9 +8,11 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fakes.benched import ENVIRONMENT, MadeUp
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, ResultsError
@@ -18,9 +20,10 @@ from remuslike.bench.report import tables
 from remuslike.bench.report.intervals import Estimate
 from remuslike.bench.report.page import Plot, draw_plots, render_page
 from remuslike.bench.report.plots import crossings, rising_loads
-from remuslike.bench.report.style import MODE_COLOURS, looks
+from remuslike.bench.report.style import MODE_COLOURS, looks, ratio_axis
 from remuslike.bench.report.summary import Run, Summary
-from remuslike.bench.results import Cell, Header, Load, Results, Variant, encode_line
+from remuslike.bench.report.timelines import draw_over_time, running_median
+from remuslike.bench.results import Cell, Header, Load, Mode, Results, Variant, encode_line
 from remuslike.cli.bench import bench
 
 GOLDEN = Path(__file__).with_name("bench_report")
@@ -65,6 +68,7 @@ def small() -> Summary:
                 },
                 cores={"qemu": 0.9, "primary": 0.25},
                 memory_mib={"qemu": 300.0},
+                link_ms=0.5,
             )
         )
     cells.append(
@@ -183,6 +187,41 @@ def test_a_mode_has_one_colour_everywhere() -> None:
     }
     assert len({look.colour for look in found.values()}) == 4
     assert len({(look.colour, str(look.dash)) for look in found.values()}) == len(found)
+
+
+def stepped(mode: Mode, rates: list[float]) -> Cell:
+    series = tuple((number / 4, rate) for number, rate in enumerate(rates))
+    variant = Variant(guest="q35", workload="redis-steps", mode=mode)
+    return Cell(variant=variant, round=1, at="", load=Load(unit="requests/s", rate=1, series=series))
+
+
+@pytest.mark.parametrize(
+    ("load", "protected", "drawn"),
+    [
+        pytest.param([100, 100, 900, 900, 100, 100], [20, 20, 90, 90, 20, 20], True, id="load that changes"),
+        pytest.param([900, 890, 900, 880, 900, 900], [0, 90, 0, 90, 0, 90], False, id="mode that stutters"),
+    ],
+)
+def test_over_time_is_of_loads_that_change_by_themselves(
+    load: list[float], protected: list[float], drawn: bool
+) -> None:
+    cells = (stepped("unprotected", load), stepped("adaptive", protected))
+    summary = Summary([Run("a.jsonl", Results(header=Header(environment={}, options={}), cells=cells))])
+    assert (not isinstance(draw_over_time(summary), str)) is drawn
+
+
+def test_a_running_median_is_of_fewer_at_the_ends() -> None:
+    values = np.array([9.0, 1, 1, 1, 1, 1, 1, 1, 1, 50, 1, 2, 2])
+    assert list(running_median(values)) == [1.0] * 11 + [1.5, 2.0]
+
+
+@pytest.mark.parametrize(("lowest", "scale"), [(0.01, "log"), (0.5, "linear")])
+def test_small_ratios_are_not_squeezed_together(lowest: float, scale: str) -> None:
+    axes = Figure().subplots()
+    axes.plot([1, 2], [lowest, 1])
+    ratio_axis(axes, (lowest, 1.0))
+    assert axes.get_yscale() == scale
+    assert axes.get_ylim()[0] == pytest.approx(lowest / 1.6 if scale == "log" else 0)
 
 
 def test_loads_that_differ_in_one_parameter_make_a_crossover() -> None:

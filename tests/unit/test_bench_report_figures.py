@@ -132,6 +132,17 @@ def test_what_checkpoints_say() -> None:
     assert all(measure_of(name).title for name in values)
 
 
+def test_what_an_operation_takes_over_the_least_that_its_own_checkpoint_would() -> None:
+    load = Load(unit="requests/s", rate=1, latencies_ms=(9.0, 10.0, 11.0))
+    found = Cell(
+        variant=EPOCH, round=1, at="", load=load, checkpoints={"pause_ms": (3.0, 3.5, 9.0)}, link_ms=0.5
+    )
+    assert values_of(found)["latency_multiple"] == 2.5
+    assert values_of(found)["link_round_trip"] == 0.5
+    for missing in ({"link_ms": None}, {"checkpoints": {}}, {"load": None}):
+        assert "latency_multiple" not in values_of(found.model_copy(update=missing))
+
+
 def test_a_pause_that_lasts_until_the_acknowledgement_has_the_commit_in_it() -> None:
     checkpoints = {
         "pause_ms": (10.0, 12.0, 14.0),

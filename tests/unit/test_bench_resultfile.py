@@ -74,7 +74,9 @@ def test_another_runs_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     before = path.read_bytes()
     other = replace(options_for(path), seconds=7)
     with pytest.raises(BenchOptionError, match="--seconds"):
-        ResultFile(other, Header(environment={}, options=other.recorded()))
+        ResultFile(other, Header(environment={"cpu": "x"}, options=other.recorded()))
+    with pytest.raises(BenchOptionError, match="was begun with cpu = 'x', this is 'y'"):
+        ResultFile(options_for(path), Header(environment={"cpu": "y"}, options=options_for(path).recorded()))
     assert path.read_bytes() == before
 
 

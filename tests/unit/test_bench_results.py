@@ -17,6 +17,7 @@ CELL = Cell(
     load=Load(unit="requests/s", rate=1e4, latencies_ms=(1.5, 2.5), series=((0.0, 9e3),)),
     checkpoints={"pause_ms": (4.0, 5.0), "commit_ms": (3.0, None)},
     cores={"qemu": 0.9},
+    link_ms=0.04,
     lost=0,
 )
 FAILED = Cell(variant=VARIANT, round=2, at="2026-11-25T22:00:09+00:00", error="the guest died")
@@ -46,7 +47,7 @@ def test_a_last_line_that_was_cut_short_is_left_out() -> None:
         ([], "a.jsonl: has no whole line"),
         (["{\n"], "line 1: is not JSON"),
         (['{"format": "other"}\n'], "line 1: format: expected 'remuslike-bench-run'"),
-        (['{"format": "remuslike-bench-run", "version": 9}\n'], "version = 9: this program reads version 1"),
+        (['{"format": "remuslike-bench-run", "version": 9}\n'], "version = 9: this program reads version 2"),
         ([LINES[0], "[]\n"], "line 2: the line: "),
         ([LINES[0], LINES[1].replace('"epoch"', '"remus"')], "line 2: variant.mode: "),
         ([LINES[0], LINES[1].replace("[4.0,5.0]", "[4.0]")], r"line 2: checkpoints: columns of \[1, 2\]"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from bench_fakes import FakePlace, FakeWorkload
+from bench_fakes import LINK_MS, FakePlace, FakeWorkload
 from rich.console import Console
 
 from remuslike.bench.errors import MeasurementError
@@ -91,6 +91,7 @@ async def test_a_cell_has_all_that_was_seen_in_its_window(tmp_path: Path, autoju
         assert cell.load is not None
         assert (cell.load.rate, cell.seconds, cell.error) == (1.0, 2.0, None)
         assert (cell.cores, cell.memory_mib) == ({"qemu": 0.5}, {"qemu": 100.0})
+        assert cell.link_ms == LINK_MS
 
 
 async def test_a_guest_that_fails_takes_one_cell_with_it(tmp_path: Path, autojump_clock: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,27 @@ def test_a_window_has_the_costs_of_its_processes() -> None:
     assert window.cores["client"] > 0
     assert window.memory_mib["qemu"] > 1
     assert window.seconds > 0
+
+
+# Takes a third of a second of a processor at a line, says so, and ends at another.
+BUSY = "import sys, time\ninput()\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
+
+
+@pytest.mark.parametrize("ends", ["within", "behind"])
+def test_a_tools_time_counts_whether_it_ends_within_the_window_or_behind(ends: str) -> None:
+    measured = stage()
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=-1, stdout=-1, text=True) as tool:
+        assert tool.stdin is not None
+        assert tool.stdout is not None
+        measured.tools.add(tool.pid)
+        with measured.measured():
+            print(file=tool.stdin, flush=True)
+            tool.stdout.readline()
+            if ends == "within":
+                tool.stdin.close()
+                tool.wait()
+        window = measured.take_window()
+        assert 0.2 < window.cores["client"] * window.seconds < 2
 
 
 def test_a_process_was_only_as_large_as_while_it_was_measured() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
-from bench_fakes import FakeStage
+from bench_fakes import FakeSession, FakeStage
 
 from remuslike.bench.errors import MeasurementError
 from remuslike.bench.plan import TAKEOVER
 from remuslike.bench.results import Load
-from remuslike.bench.workloads import WORKLOADS
+from remuslike.bench.workloads import WORKLOADS, fio
 
 IPERF_TCP = {
     "intervals": [
@@ -29,7 +30,7 @@ IPERF_UDP = {
     "intervals": [{"sum": {"start": 0, "bits_per_second": 512_000}}],
     "end": {"sum": {"packets": 1000, "lost_packets": 20, "seconds": 2.0, "jitter_ms": 0.5}},
 }
-FIO = {"jobs": [{"write": {"io_bytes": 100_000_000, "total_ios": 500, "runtime": 600}}]}
+FIO = {"jobs": [{"write": {"io_bytes": 100_000_000, "total_ios": 500, "runtime": 500}}]}
 SERVING = {"iperf3 --server": "listening\n"}
 
 
@@ -85,7 +86,7 @@ async def test_a_client_that_says_nonsense_is_an_error() -> None:
 
 @pytest.mark.parametrize(("name", "seconds", "reverse"), [("tcp-out", 2.0, True), ("tcp-in", 4.0, False)])
 async def test_bulk_rates_are_of_what_arrived_in_the_clients_time(
-    name: str, seconds: float, reverse: bool
+    name: str, seconds: float, reverse: bool, autojump_clock: object
 ) -> None:
     stage = FakeStage(SERVING, {"iperf3 --client": json.dumps(IPERF_TCP)})
     load = await measured(name, stage, streams=8)
@@ -94,9 +95,12 @@ async def test_bulk_rates_are_of_what_arrived_in_the_clients_time(
     assert load.details == {"retransmits": 3}
     assert ("--reverse" in stage.said[-1]) is reverse
     assert "--parallel 8" in stage.said[-1]
+    assert stage.sessions[-1].connections == (5201, 9), "one to talk, and the streams"
+    (window,) = stage.windows
+    assert window.seconds == 2, "the time that it takes to connect is not in it"
 
 
-async def test_lost_datagrams_are_counted() -> None:
+async def test_lost_datagrams_are_counted(autojump_clock: object) -> None:
     stage = FakeStage(SERVING, {"iperf3 --client": json.dumps(IPERF_UDP)})
     load = await measured("udp-out", stage, datagrams_s=500)
     assert load.rate == 490
@@ -114,48 +118,72 @@ async def test_lost_datagrams_are_counted() -> None:
     ],
 )
 async def test_an_iperf3_that_fails_is_an_error(
-    shell: dict[str, str], tool: dict[str, str], message: str
+    shell: dict[str, str], tool: dict[str, str], message: str, autojump_clock: object
 ) -> None:
     with pytest.raises(MeasurementError, match=message):
         await measured("tcp-out", FakeStage(shell, tool), streams=1)
 
 
 @pytest.mark.parametrize(("name", "amount"), [("disk-sequential", 100.0), ("disk-random", 500.0)])
-@pytest.mark.parametrize("stopped_s", [0.15, 2.0], ids=["as ever", "at each write"])
 async def test_disk_rates_are_per_second_here(
-    name: str, amount: float, stopped_s: float, autojump_clock: object
+    name: str, amount: float, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
-    answers = {"cut -d": "1500000\n2500000\n", "fio --name": json.dumps(FIO)}
-    load = await measured(name, _Ticking(answers, stopped_s=stopped_s), block_kib=4)
-    lasted_s = 0.6 + stopped_s
-    assert load.rate == pytest.approx(amount / lasted_s)
+    monkeypatch.setattr(fio, "monotonic", trio.current_time)
+    stage = _WithFio({"create_only": "{}", "cut -d": "1500000\n2500000\n"})
+    load = await measured(name, stage, block_kib=4)
+    assert stage.fio.heard == [b"go\n", b"stop\n", b"clock\n"]
+    # Two seconds of load and one until it has ended, of which the guest saw 0.6; "done" is heard late.
+    assert load.details == {"guest_clock": 0.2}
+    assert load.rate == pytest.approx(amount * 0.2 / 0.5)
     assert load.latencies_ms == (1.5, 2.5)
-    assert load.details == {"guest_clock": round(0.6 / lasted_s, 4)}
+    (window,) = stage.windows
+    assert window.seconds == 2 + 1 + _FakeFio.HELD_S, "neither fio's start nor the report is in it"
 
 
-class _Ticking(FakeStage):
-    """Whose commands take a second by the guest's clock, which goes at 0.8 of ours; but in the 0.6 s of fio's
-    load it stands still for `stopped_s`."""
+class _FakeFio(FakeSession):
+    """Of the 0.6 s that its guest saw it loaded the disk for 0.5."""
 
-    def __init__(self, answers: Mapping[str, str], *, stopped_s: float = 0.15) -> None:
-        super().__init__(answers, clock_rate=0.8)
-        self._guest_s, self._stopped_s = 0.0, stopped_s
+    HELD_S = 0.75
+    first = "up"
 
-    async def shell(self, command: str, *, limit_s: float = 0) -> str:
-        loaded = "--rw=" in command and "create_only" not in command
-        self._guest_s += 1
-        await trio.sleep(0.4 / 0.8 + 0.6 + self._stopped_s if loaded else 1 / 0.8)
-        return await super().shell(command, limit_s=limit_s)
+    async def line(self) -> str:
+        await trio.sleep(5)
+        return self.first
 
-    async def guest_clock_s(self) -> tuple[float, float]:
-        return trio.current_time(), self._guest_s
+    async def expect(self, wanted: str) -> None:
+        assert (wanted, self.heard) == ("done", [b"go\n", b"stop\n"])
+        await trio.sleep(1 + self.HELD_S)
+
+    async def rest(self) -> str:
+        await trio.sleep(5)
+        return self.answer
+
+
+class _WithFio(FakeStage):
+    """Whose guest's clock says 100.0 at the begin, 100.6 at the end, and goes as ours until it is asked."""
+
+    def __init__(self, answers: Mapping[str, str], *, said: str | None = None, first: str = "up") -> None:
+        super().__init__(answers)
+        asked = 100.6 + _FakeFio.HELD_S
+        report = f"fio: terminating on signal 2\n{json.dumps(FIO)}"
+        self.fio = _FakeFio(f"100.0 100.6 {asked}\n{report}" if said is None else said)
+        self.fio.first = first
+
+    @asynccontextmanager
+    async def shell_session(self, command: str, *, limit_s: float = 0) -> AsyncIterator[FakeSession]:
+        assert "--exec_prerun" in command
+        yield self.fio
 
 
 async def test_a_fio_that_fails_is_an_error(autojump_clock: object) -> None:
     with pytest.raises(MeasurementError, match="fio in the guest: 'fio: No space"):
         await measured("disk-random", FakeStage({"fio --name": "fio: No space left"}), block_kib=4)
-    with pytest.raises(MeasurementError, match="can't be understood"):
-        await measured("disk-random", _Ticking({"fio --name": "{}"}), block_kib=4)
+    answers = {"create_only": "{}", "cut -d": ""}
+    with pytest.raises(MeasurementError, match="fio in the guest: over fio: No space left"):
+        await measured("disk-random", _WithFio(answers, said="fio: No space left", first="over"), block_kib=4)
+    for said in ("1 2 3\n{}", "1 2\n{}", "1 2 3\nKilled"):
+        with pytest.raises(MeasurementError, match=r"can't be understood|in the guest: 'Killed"):
+            await measured("disk-random", _WithFio(answers, said=said), block_kib=4)
 
 
 async def test_work_is_counted_between_two_words(autojump_clock: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from remuslike.config import LinkSettings
-from remuslike.daemon.connector import _CONNECT_INTERVAL_S, _HANDSHAKE_LIMIT_S, Connector
+from remuslike.daemon import connector
+from remuslike.daemon.connector import _HANDSHAKE_LIMIT_S, _LOOK_INTERVAL_S, Connector
 from remuslike.engine import events as on
 from remuslike.engine.effects import EndSession
 from remuslike.engine.events import Farewell
 from remuslike.engine.handshake import Hello, Refusal, parse_untrusted
-from transport import Frame, FrameType, Link, LinkClosed
+from transport import Frame, FrameType, Link, LinkClosed, connect
 
 
 class Primary:
@@ -247,10 +249,21 @@ async def test_a_silent_secondary_is_given_up(primary: Primary, autojump_clock: 
 
 
 async def test_a_missing_secondary_is_looked_for_and_named_once(
-    primary: Primary, autojump_clock: MockClock
+    primary: Primary, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    with capture_logs() as logs, trio.move_on_after(20 * _CONNECT_INTERVAL_S):
+    looks: list[float] = []
+
+    async def look(_host: str, _port: int, *, timeout_s: float) -> Any:
+        looks.append(trio.current_time())
+        return await connect(_host, _port, timeout_s=timeout_s)
+
+    monkeypatch.setattr(connector, "connect", look)
+    with capture_logs() as logs, trio.move_on_after(20 * _LOOK_INTERVAL_S):
         await primary.connector.run(primary.address)
+    assert [after - before for before, after in pairwise(looks)] == pytest.approx(
+        [_LOOK_INTERVAL_S] * (len(looks) - 1)
+    )
+    assert len(looks) >= 20
     (log,) = [log for log in logs if log["event"] == "link.no_session"]
     assert f"{primary.address} can't be reached" in log["error"]
     assert primary.posted == []

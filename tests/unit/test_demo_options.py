@@ -25,7 +25,7 @@ def test_the_defaults_are_good() -> None:
         ("--epoch-ms nan", {"epoch_ms": float("nan")}),
         ("--epoch-ms 20000", {"epoch_ms": 20_000}),
         ("--duration-s 1", {"duration_s": 1}),
-        ("--detect-ms 5", {"detect_ms": 5}),
+        ("--detect-ms 49", {"detect_ms": 49}),
         ("--vcpus 0", {"vcpus": 0}),
         ("--memory-mib 64", {"memory_mib": 64}),
         ("--connections 0", {"connections": 0}),

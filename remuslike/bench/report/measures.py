@@ -15,6 +15,9 @@ Better = Literal["more", "less", "neither"]
 
 THROUGHPUT = "throughput"
 LOST = "lost"
+LATENCY_MULTIPLE = "latency_multiple"
+"""What an operation takes, over the least that a checkpoint of its own would cost it."""
+
 RELATIVE_PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 PAUSE_PARTS = ("stop", "seal", "scan", "copy", "devices", "resume")
 """In the order in which they come; devices are saved beside scan and copy."""
@@ -53,6 +56,8 @@ _FIXED = (
     Measure("added_latency_p50", "median latency beyond unprotected", "ms", "less"),
     Measure("added_latency_p99", "99th percentile of latency beyond unprotected", "ms", "less"),
     Measure("output_wait_p50", "median of pause and commit", "ms", "less"),
+    Measure("link_round_trip", "round trip of the hosts' link", "ms", "neither"),
+    Measure(LATENCY_MULTIPLE, "median latency over (median pause + link round trip)", "", "less"),
     Measure("pause_p50", "median pause", "ms", "less"),
     Measure("pause_p99", "99th percentile of pause", "ms", "less"),
     Measure("pause_max", "longest pause", "ms", "less"),
@@ -86,6 +91,10 @@ def values_of(cell: Cell) -> dict[str, float]:
     values = dict(_of_load(cell))
     values.update(_of_checkpoints(cell))
     values.update(_of_takeover(cell))
+    if cell.link_ms is not None:
+        values["link_round_trip"] = cell.link_ms
+        if "pause_p50" in values and latency_name(50) in values:
+            values[LATENCY_MULTIPLE] = values[latency_name(50)] / (values["pause_p50"] + cell.link_ms)
     values.update({f"cores_{process}": share for process, share in cell.cores.items()})
     values.update({f"memory_{process}": size for process, size in cell.memory_mib.items()})
     if cell.lost is not None:

@@ -35,6 +35,7 @@ _OUTPUT_UNITS = frozenset(
 )
 # Less of a rise from the slowest load to the fastest shows nothing.
 _RISE_MIN = 2.0
+_TICKS_APART = 1.25
 
 
 def draw_throughput(summary: Summary) -> Picture | str:
@@ -48,16 +49,17 @@ def draw_throughput(summary: Summary) -> Picture | str:
         return "no load was measured both unprotected and under a mode in one round"
     epochs = sorted({variant.epoch_ms for variant in chosen if variant.epoch_ms})
     places = summary.places(chosen)
-    picture, axes = style.panels(len(places), "Throughput against epoch length", share="xy")
+    picture, axes = style.panels(len(places), "Throughput against epoch length", share="x")
     for place, each in zip(places, axes, strict=True):
         each.axhline(1, color=style.MODE_COLOURS["unprotected"], linestyle="--", linewidth=1.2)
+        here = [variant for variant in chosen if place_of(variant) == place]
         for mode in MODES[1:]:
-            _throughput_of_mode(each, summary, [v for v in chosen if place_of(v) == place and v.mode == mode])
+            _throughput_of_mode(each, summary, [variant for variant in here if variant.mode == mode])
         style.title(each, str(place))
         each.set_ylabel("throughput / unprotected")
         each.set_xlabel("epoch length, ms")
         style.plain_log(each, "x", epochs or None)
-        each.set_ylim(bottom=0)
+        style.ratio_axis(each, (ratio.median for v in here if (ratio := _ratio(summary, v)) is not None))
     if epochs:
         axes[0].set_xlim(epochs[0] / 1.25, epochs[-1] * 1.25)
     handles = [
@@ -68,6 +70,11 @@ def draw_throughput(summary: Summary) -> Picture | str:
     base = Line2D([], [], color=style.MODE_COLOURS["unprotected"], linestyle="--", label="unprotected")
     style.legend(picture, [base, *handles])
     return picture
+
+
+def _ratio(summary: Summary, variant: Variant) -> Estimate | None:
+    figure = summary.get(variant, THROUGHPUT)
+    return None if figure is None else figure.ratio
 
 
 def _throughput_of_mode(axes: Axes, summary: Summary, variants: Sequence[Variant]) -> None:
@@ -160,7 +167,7 @@ def draw_crossover(summary: Summary) -> Picture | str:
         )
     looks = style.looks(variant for variant in summary.variants if variant.mode != UNPROTECTED)
     picture, axes = style.panels(
-        len(families), "Which mode wins as the output rate grows", height=3.6, columns=2, share="y"
+        len(families), "Which mode wins as the output rate grows", height=3.6, columns=2
     )
     for (family, curves), each in zip(families, axes, strict=True):
         each.axhline(1, color=style.MODE_COLOURS["unprotected"], linestyle="--", linewidth=1.2)
@@ -172,13 +179,22 @@ def draw_crossover(summary: Summary) -> Picture | str:
                 text, (x, y), xytext=(4, 7), textcoords="offset points", fontsize=8, annotation_clip=False
             )
         style.title(each, f"{family.guest}: {family.name}")
-        style.plain_log(each, "x")
+        style.plain_log(each, "x", _apart([*family.outputs.values()]))
         each.set_xlabel("outputs a second, unprotected")
         each.set_ylabel("throughput / unprotected")
-        each.set_ylim(bottom=0)
+        style.ratio_axis(each, (value.median for points in curves.values() for _, value in points))
     drawn = {setting: look for setting, look in looks.items() if any(setting in c for _, c in families)}
     style.legend(picture, style.setting_handles(drawn, markers=True))
     return picture
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Of `values`, rounded, those whose numbers don't overlap on a logarithmic axis; the largest is one."""
+    found: list[float] = []
+    for value in sorted(values, reverse=True):
+        if not found or found[-1] / value > _TICKS_APART:
+            found.append(float(f"{value:.3g}"))
+    return found
 
 
 def _curves(summary: Summary, family: Rising) -> Iterator[tuple[str, list[tuple[float, Estimate]]]]:

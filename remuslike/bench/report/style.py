@@ -40,6 +40,7 @@ _WIDTH_INCHES = 10.0
 # In characters: what fits beneath the panels, and what an entry takes besides its text.
 _LEGEND_WIDTH, _LEGEND_HANDLE = 125, 9
 _TITLES_WIDTH = 112
+_SMALL_RATIO = 0.2
 _ONE_TICK_A_DECADE = 2.4  # decades from which on 2 and 5 would crowd an axis
 
 _COMMON: Mapping[str, Any] = {
@@ -157,6 +158,17 @@ def plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> N
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_locator(NullLocator() if ticks is not None else LogLocator(subs="auto", numticks=12))
     axis.set_minor_formatter(NullFormatter())
+
+
+def ratio_axis(axes: Axes, values: Iterable[float]) -> None:
+    """A vertical axis from zero for ratios to unprotected; logarithmic where it would squeeze some of them
+    together at its foot. After plotting."""
+    found = [value for value in values if value > 0]
+    if found and min(found) < _SMALL_RATIO:
+        axes.set_ylim(bottom=min(found) / 1.6)
+        plain_log(axes, "y")
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def plain(value: float) -> str:

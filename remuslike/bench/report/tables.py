@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remuslike.bench.report.intervals import LEVEL, SEED, Estimate
-from remuslike.bench.report.measures import LOST
+from remuslike.bench.report.measures import LATENCY_MULTIPLE, LOST
 from remuslike.bench.report.summary import Figure, Place, Summary, differences, machine_of, software_of
 from remuslike.bench.results import Variant
 
@@ -31,7 +31,15 @@ class Table:
 
 _COST_HEAD = (
     *("setting", "throughput", "ratio", "median latency, ms", "99 %, ms", "added median, ms"),
-    *("pause, ms", "99 %, ms", "pause + commit, ms", "checkpoints a second", "dirty pages", "wire / dirty"),
+    *(
+        "pause, ms",
+        "99 %, ms",
+        "pause + commit, ms",
+        "latency / (pause + link)",
+        "checkpoints a second",
+        "dirty pages",
+        "wire / dirty",
+    ),
     *("cores", "MiB"),
 )
 _TAKEOVER_HEAD = ("setting", "kills", "guest runs after, ms", "longest, ms", "first reply after, ms", "lost")
@@ -56,7 +64,7 @@ def _cost_row(summary: Summary, variant: Variant) -> tuple[str, ...]:
         NOTHING if throughput is None else f"{number(throughput.value.median)} {throughput.unit}",
         NOTHING if throughput is None else interval(throughput.ratio),
         *(middle(name) for name in ("latency_p50", "latency_p99", "added_latency_p50")),
-        *(middle(name) for name in ("pause_p50", "pause_p99", "output_wait_p50")),
+        *(middle(name) for name in ("pause_p50", "pause_p99", "output_wait_p50", LATENCY_MULTIPLE)),
         *(middle(name) for name in ("checkpoint_rate", "dirty_pages", "wire_ratio")),
         _each_process(summary, variant, "cores_"),
         _each_process(summary, variant, "memory_"),

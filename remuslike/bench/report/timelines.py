@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from remuslike.bench.report import style
 from remuslike.bench.report.intervals import Floats
@@ -26,9 +27,11 @@ _KILLS_A_VARIANT = 30
 _GAP = 1.2
 
 # The fastest tenth of a load's intervals over the slowest: less is noise, no change of load.
-_CHANGE_MIN = 1.5
+_CHANGE_MIN = 2.0
 _INTERVALS_MIN = 6
 _LOADS_OVER_TIME = 3
+_RATE_LINEAR = 10.0  # where the logarithmic axis of rates goes over into a linear one
+_MEDIAN_OF = 9  # intervals between checkpoints
 _INTERVAL_MIN_MS = 0.1  # a logarithmic axis has no zero
 
 
@@ -141,9 +144,9 @@ def draw_over_time(summary: Summary) -> Picture | str:
     }
     changes: dict[Place, float] = {}
     for variant in summary.variants:
+        # What is asked of an unprotected guest is the load itself; the first variant of a place is that.
         if variant.key in cells:
-            place = place_of(variant)
-            changes[place] = max(_change(cells[variant.key]), changes.get(place, 0.0))
+            changes.setdefault(place_of(variant), _change(cells[variant.key]))
     places = sorted((p for p in changes if changes[p] >= _CHANGE_MIN), key=lambda p: -changes[p])
     places = places[:_LOADS_OVER_TIME]
     if not places:
@@ -163,6 +166,12 @@ def draw_over_time(summary: Summary) -> Picture | str:
         lower.sharex(upper)
     style.legend(picture, style.setting_handles(looks, markers=False))
     return picture
+
+
+def running_median(values: Floats) -> Floats:
+    """Of each value and its neighbours, fewer of them at the ends."""
+    half = _MEDIAN_OF // 2
+    return np.array([np.median(values[max(0, n - half) : n + half + 1]) for n in range(values.size)])
 
 
 def _with_series(cells: Sequence[Cell]) -> Cell | None:
@@ -189,19 +198,16 @@ def _over_time(upper: Axes, lower: Axes, cell: Cell, look: style.Look) -> None:
     assert cell.load is not None
     upper.plot([at for at, _ in cell.load.series], [rate for _, rate in cell.load.series], **look.line)
     upper.set_ylabel(cell.load.unit)
+    # Logarithmic, for one client beside many, but with a zero: a guest may stand still.
+    upper.set_yscale("symlog", linthresh=_RATE_LINEAR)
+    upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain(value)))
     upper.set_ylim(bottom=0)
     at = column_of(cell, "at")
     if at.size > 1:
         # The first checkpoint is taken to be at the beginning; it is at most one interval later.
-        lower.plot(
-            at[1:] - at[0],
-            np.maximum(np.diff(at) * 1e3, _INTERVAL_MIN_MS),
-            color=look.colour,
-            marker=".",
-            markersize=2.5,
-            linestyle="none",
-            alpha=0.6,
-        )
+        seconds, intervals = at[1:] - at[0], np.maximum(np.diff(at) * 1e3, _INTERVAL_MIN_MS)
+        lower.plot(seconds, intervals, ".", color=look.colour, markersize=3, alpha=0.35)
+        lower.plot(seconds, running_median(intervals), **look.line)
     style.plain_log(lower, "y")
     lower.set_xlabel("s since the measurement began")
     lower.set_ylabel("ms since the last checkpoint")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import trio
+
 from remuslike.bench.errors import MeasurementError
 from remuslike.bench.results import Load
 from remuslike.bench.stage import Stage
@@ -45,7 +47,7 @@ class Bulk:
 
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         options = ["--parallel", str(parameters["streams"])]
-        end, intervals = await _run(stage, seconds, self.direction, options)
+        end, intervals = await _run(stage, seconds, self.direction, parameters["streams"], options)
         # Of the client's own clock: the guest's stands still in every pause.
         lasted_s = _value(end, "sum_received" if self.direction == "out" else "sum_sent", "seconds")
         return Load(
@@ -71,7 +73,7 @@ class Datagrams:
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         bits_s = parameters["datagrams_s"] * DATAGRAM_BYTES * 8
         options = ["--udp", "--length", str(DATAGRAM_BYTES), "--bitrate", str(bits_s)]
-        end, intervals = await _run(stage, seconds, "out", options)
+        end, intervals = await _run(stage, seconds, "out", 1, options)
         sent, lost = _value(end, "sum", "packets"), _value(end, "sum", "lost_packets")
         lasted_s = _value(end, "sum", "seconds")
         return Load(
@@ -83,7 +85,7 @@ class Datagrams:
 
 
 async def _run(
-    stage: Stage, seconds: int, direction: Literal["out", "in"], options: Sequence[str]
+    stage: Stage, seconds: int, direction: Literal["out", "in"], streams: int, options: Sequence[str]
 ) -> tuple[dict[str, Any], list[tuple[float, float]]]:
     """What iperf3's client says: its end, and start and bits a second of its intervals."""
     if (answer := (await stage.shell(_SERVE)).strip()) != "listening":
@@ -91,8 +93,12 @@ async def _run(
     await stage.tool("sh", "-c", _GROW, limit_s=_PATIENCE_S)
     command = ["iperf3", "--client", stage.address, "--port", str(PORT), "--time", str(seconds), "--json"]
     command += ["--interval", "0.5", *options, *(["--reverse"] if direction == "out" else [])]
-    with stage.measured():
-        printed = await stage.tool(*command, limit_s=seconds + _PATIENCE_S)
+    async with stage.tool_session(*command, limit_s=seconds + _PATIENCE_S) as client:
+        # It talks with the server before the load, in as many round trips as in some modes take seconds.
+        await client.wait_connections(PORT, streams + 1)
+        with stage.measured():
+            await trio.sleep(seconds)
+        printed = await client.finish()
     return _parse(printed)
 
 
