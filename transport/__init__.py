@@ -17,7 +17,15 @@ from transport.errors import (
     TransportError,
     VersionError,
 )
-from transport.frames import MAX_PAYLOAD_BYTES, Frame, FrameReader, FrameType, encode_frame
+from transport.frames import (
+    MAX_PAYLOAD_BYTES,
+    Frame,
+    FrameReader,
+    FrameType,
+    PreparedFrame,
+    encode_frame,
+    prepare_frame,
+)
 from transport.link import Link, LinkStatistics, Traffic, connect, listen
 from transport.pages import (
     BATCH_PAGES,
@@ -54,6 +62,7 @@ __all__ = [
     "PagesError",
     "PayloadChecksumError",
     "PayloadTooLongError",
+    "PreparedFrame",
     "Traffic",
     "TransportError",
     "VersionError",
@@ -62,4 +71,5 @@ __all__ = [
     "decode_pages_untrusted",
     "encode_frame",
     "listen",
+    "prepare_frame",
 ]

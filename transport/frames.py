@@ -110,6 +110,26 @@ def encode_frame(type: FrameType, epoch: int, parts: Sequence[BytesLike]) -> lis
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedFrame:
+    """A frame as it goes onto the wire: `buffers`, none of them empty, one after another."""
+
+    type: FrameType
+    buffers: tuple[memoryview, ...]
+    size_bytes: int
+
+
+def prepare_frame(type: FrameType, epoch: int, parts: Sequence[BytesLike]) -> PreparedFrame:  # noqa: A002
+    """As `encode_frame`; what takes time in sending a frame, its checksum, is then done.
+
+    Releases the interpreter lock over large parts: worth a worker thread.
+    """
+    views = [
+        memoryview(part).cast("B") for part in encode_frame(type, epoch, parts) if memoryview(part).nbytes
+    ]
+    return PreparedFrame(type, tuple(views), sum(map(len, views)))
+
+
+@dataclass(frozen=True, slots=True)
 class _Header:
     type: FrameType
     length: int
@@ -158,6 +178,12 @@ class FrameReader:
         if self._header is not None:
             return self._payload[self._payload_bytes :]
         return self._shared[self._shared_bytes :]
+
+    def judges_bytes(self, count: int) -> int:
+        """How much `received(count)` is going to compute the checksum of, small frames left out."""
+        if self._header is None or self._payload_bytes + count < self._header.length:
+            return 0
+        return self._header.length
 
     def received(self, count: int) -> list[Frame]:
         """The frames that `count` more bytes in `buffer()` have completed, in order.

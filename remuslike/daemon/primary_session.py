@@ -30,7 +30,7 @@ from remuslike.engine.handshake import Goodbye, parse_untrusted
 from remuslike.engine.ports import Capture, Indices, StepHook
 from remuslike.errors import PayloadError
 from remuslike.guest.running import QemuGuest
-from transport import BATCH_PAGES, FrameType, Link, PageEncoder
+from transport import BATCH_PAGES, FrameType, Link, PageEncoder, PreparedFrame, prepare_frame
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +40,8 @@ _PASS_PAGES_SMALL = 4096
 # what there is, in one longer pause.
 _PASSES_MAX = 8
 _DIGEST_BYTES = 16
+# Up to this many pages are encoded here, in some 0.3 ms; waking a thread and being woken takes a third of it.
+_INLINE_PAGES_MAX = 128
 
 
 @dataclass(slots=True)
@@ -196,37 +198,46 @@ class PrimarySession:
                 await self._send_epoch(pending)
 
     async def _send_epoch(self, pending: PendingEpoch) -> None:
-        """Encode, off the pause and off this thread, and send."""
-        epoch, sample, capture = pending.epoch, pending.sample, pending.capture
+        """Encode, off the pause and, unless it is little, off this thread; then send."""
+        epoch, sample = pending.epoch, pending.sample
         self._hook("send.begin", epoch)
         began = time.perf_counter()
-        pages, devices = await trio.to_thread.run_sync(self._encode, capture)
+        if len(pending.capture.indices) <= _INLINE_PAGES_MAX and not any(
+            writes.extents for writes in pending.writes
+        ):
+            memory, outputs = self._prepare(pending)
+        else:
+            memory, outputs = await trio.to_thread.run_sync(self._prepare, pending)
         sample.encode_ms = (time.perf_counter() - began) * 1e3
-        send = self.link.send
+        sample.wire_bytes = sum(frame.size_bytes for frame in memory if frame.type is FrameType.PAGES)
         for number, chunks in pending.chunks:
             await self._send_chunks(number, chunks)
         if pending.base:
             await self._outputs.sync_shared()
-        await send(FrameType.EPOCH_BEGIN, epoch)
-        parts = 1
-        await send(FrameType.DEVICES, epoch, devices)
-        for payload in pages:
-            sample.wire_bytes += await send(FrameType.PAGES, epoch, [payload])
-            parts += 1
+        await self.link.send_prepared(memory, more_follows=True)
         self._hook("send.half", epoch)
-        for number, writes in enumerate(pending.writes):
-            for piece in split_writes(writes):
-                await send(FrameType.DISK_WRITES, epoch, [encode_disk(number), *encode_writes(piece)])
-                parts += 1
-        for nic, frames in enumerate(pending.frames):
-            for payload_parts in encode_frames(nic, frames):
-                await send(FrameType.NETWORK_FRAMES, epoch, payload_parts)
-                parts += 1
-        await send(FrameType.EPOCH_END, epoch, [encode_parts(parts)])
+        await self.link.send_prepared(outputs)
         self.raw_bytes += sample.raw_bytes
         self.wire_bytes += sample.wire_bytes
         self._hook("send.end", epoch)
 
-    def _encode(self, capture: Capture) -> tuple[list[bytes], list[bytes]]:
+    def _prepare(self, pending: PendingEpoch) -> tuple[list[PreparedFrame], list[PreparedFrame]]:
+        """The epoch's frames: what the guest is, and what it has sent, with the end."""
+        epoch, capture = pending.epoch, pending.capture
+        memory = [prepare_frame(FrameType.EPOCH_BEGIN, epoch, ())]
+        memory.append(prepare_frame(FrameType.DEVICES, epoch, self._devices.encode(capture.devices)))
         pages = self._encoder.encode_delta(capture.indices, capture.pages)
-        return pages, self._devices.encode(capture.devices)
+        memory += [prepare_frame(FrameType.PAGES, epoch, [payload]) for payload in pages]
+        outputs: list[PreparedFrame] = []
+        for number, writes in enumerate(pending.writes):
+            outputs += [
+                prepare_frame(FrameType.DISK_WRITES, epoch, [encode_disk(number), *encode_writes(piece)])
+                for piece in split_writes(writes)
+            ]
+        for nic, frames in enumerate(pending.frames):
+            outputs += [
+                prepare_frame(FrameType.NETWORK_FRAMES, epoch, parts) for parts in encode_frames(nic, frames)
+            ]
+        between = len(memory) + len(outputs) - 1
+        outputs.append(prepare_frame(FrameType.EPOCH_END, epoch, [encode_parts(between)]))
+        return memory, outputs

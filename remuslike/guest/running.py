@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 
 import numpy as np
 import structlog
@@ -55,6 +54,9 @@ class QemuGuest:
     async def pause(self, *, capture_follows: bool = False) -> None:
         """As `RunningGuest.pause`; QEMU goes on to save its devices while we hear that it has stopped."""
         if self._running:
+            if capture_follows and self._placement is not None:
+                # Before QEMU is woken: it finds its processor free, and its answers don't stop its work.
+                self._placement.stand_apart()
             stop = self._process.qmp.send("stop")
             if capture_follows:
                 self._saving = self._begin_save()
@@ -65,6 +67,8 @@ class QemuGuest:
         if not self._running:
             await self._answered(self._process.qmp.send("cont"))
             self._running = True
+            if self._placement is not None:
+                self._placement.make_way()
 
     async def _answered(self, command: Command) -> None:
         self._process.qmp.wait_at_once(command, _AT_ONCE_S)
@@ -80,7 +84,8 @@ class QemuGuest:
         tracking = await trio.to_thread.run_sync(open_tracker, definition, self.pid, memory)
         log.info("tracker.chosen", tracker=tracking.name, reason=tracking.reason)
         self._tracking = tracking
-        self._placement = Placement(self.pid)
+        processors = await self._process.qmp.execute("query-cpus-fast")
+        self._placement = Placement(self.pid, [processor["thread-id"] for processor in processors])
 
     @property
     def tracker(self) -> str | None:
@@ -114,18 +119,21 @@ class QemuGuest:
         assert not self._running, "a capture needs a paused guest"
         began = time.perf_counter()
         save, self._saving = self._saving or self._begin_save(), None
-        if self.page_count > self._attached().tracker.inline_pages_max:
-            indices = await self.dirty_pages()
-        else:
-            with self._apart():
+        try:
+            if self.page_count > self._attached().tracker.inline_pages_max:
+                self._go_anywhere()
+                indices = await self.dirty_pages()
+            else:
                 indices = self._scan()
-        scanned = time.perf_counter()
-        if len(indices) > _INLINE_PAGES_MAX:
-            pages = await trio.to_thread.run_sync(self._copy, indices)
-        else:
-            with self._apart():
+            scanned = time.perf_counter()
+            if len(indices) > _INLINE_PAGES_MAX:
+                self._go_anywhere()
+                pages = await trio.to_thread.run_sync(self._copy, indices)
+            else:
                 pages = self._copy(indices)
-        copied = time.perf_counter()
+            copied = time.perf_counter()
+        finally:
+            self._go_anywhere()
         await self._answered(save)
         saved = time.perf_counter()
         return Capture(
@@ -137,10 +145,10 @@ class QemuGuest:
             devices_ms=(saved - began) * 1e3,
         )
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """Nothing within it may await: threads that were started meanwhile would keep to our processor."""
-        assert self._placement is not None, "attach comes first"
-        return self._placement.apart()
+    def _go_anywhere(self) -> None:
+        """Before anything is awaited: a thread that is started meanwhile would keep to our processors."""
+        if self._placement is not None:
+            self._placement.go_anywhere()
 
     def _copy(self, indices: Indices) -> Pages:
         number = self._next_staging
@@ -165,6 +173,7 @@ class QemuGuest:
         await self.pause(capture_follows=True)
         try:
             save, self._saving = self._saving or self._begin_save(), None
+            self._go_anywhere()
             await self._answered(save)
         finally:
             await self.resume()
@@ -180,5 +189,6 @@ class QemuGuest:
             self._tracking.tracker.close()
             self._tracking = None
         if self._placement is not None:
+            self._placement.go_anywhere()
             self._placement.close()
             self._placement = None

@@ -12,7 +12,16 @@ import trio
 import trio.testing
 
 from transport import errors
-from transport.frames import HEADER_BYTES, BytesLike, FrameType, encode_frame
+from transport.frames import (
+    HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    BytesLike,
+    Frame,
+    FrameReader,
+    FrameType,
+    encode_frame,
+    prepare_frame,
+)
 from transport.link import SEND_BUFFER_BYTES, Link, Traffic, connect, listen
 
 HEARTBEAT_MS = 100.0
@@ -192,6 +201,40 @@ async def test_more_parts_than_one_call_takes() -> None:
         nursery.start_soon(ours.send, FrameType.DISK_WRITES, 1, parts)
         frame = await theirs.receive()
     assert frame.payload == b"".join(parts)
+
+
+@pytest.mark.parametrize("more_follows", [False, True])
+async def test_several_frames_go_at_once(more_follows: bool) -> None:
+    async with _socket_links() as (ours, theirs):
+        frames = [prepare_frame(FrameType.PAGES, epoch, [b"page", b"", b"s"]) for epoch in range(3)]
+        sent_bytes = await ours.send_prepared(frames, more_follows=more_follows)
+        assert sent_bytes == 3 * (HEADER_BYTES + 5)
+        await ours.send(FrameType.EPOCH_END, 3)
+        received = [await theirs.receive() for _ in range(4)]
+        assert [(frame.type, frame.epoch, bytes(frame.payload)) for frame in received] == [
+            *((FrameType.PAGES, epoch, b"pages") for epoch in range(3)),
+            (FrameType.EPOCH_END, 3, b""),
+        ]
+        assert ours.statistics().sent[FrameType.PAGES] == Traffic(3, sent_bytes)
+
+
+async def test_a_large_payload_is_judged_in_a_thread_and_cancellation_loses_nothing() -> None:
+    scope = trio.CancelScope()
+
+    class Reader(FrameReader):
+        def received(self, count: int) -> list[Frame]:
+            if self.judges_bytes(count):
+                trio.from_thread.run_sync(scope.cancel)  # an error but in a worker thread
+            return super().received(count)
+
+    async with _socket_links() as (ours, theirs), trio.open_nursery() as nursery:
+        theirs._reader = Reader()
+        payload = b"x" * MAX_PAYLOAD_BYTES
+        nursery.start_soon(ours.send, FrameType.DISK_WRITES, 7, [payload])
+        with scope:
+            frame = await theirs.receive()
+        assert scope.cancel_called
+        assert (frame.type, frame.epoch, frame.payload) == (FrameType.DISK_WRITES, 7, payload)
 
 
 async def test_send_cancelled_within_a_frame_breaks_the_link() -> None:
