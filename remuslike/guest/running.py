@@ -15,6 +15,7 @@ from remuslike.guest.placement import Placement
 from remuslike.guest.process import QemuProcess
 from remuslike.guest.qmp import Command
 from remuslike.guest.tracker import Tracking, open_tracker
+from remuslike.guest.urgency import Urgency
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class QemuGuest:
         self._next_staging = 0
         self._saving: Command | None = None
         self._placement: Placement | None = None
+        self._urgency = Urgency(process.pid)
         self.page_count = self._memory.page_count
 
     @property
@@ -55,6 +57,7 @@ class QemuGuest:
     async def pause(self, *, capture_follows: bool = False) -> None:
         """As `RunningGuest.pause`; QEMU goes on to save its devices while we hear that it has stopped."""
         if self._running:
+            self._urgency.begin()
             stop = self._process.qmp.send("stop")
             if capture_follows:
                 self._saving = self._begin_save()
@@ -63,7 +66,10 @@ class QemuGuest:
 
     async def resume(self) -> None:
         if not self._running:
-            await self._answered(self._process.qmp.send("cont"))
+            try:
+                await self._answered(self._process.qmp.send("cont"))
+            finally:
+                self._urgency.end()
             self._running = True
 
     async def _answered(self, command: Command) -> None:
