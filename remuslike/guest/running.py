@@ -14,6 +14,7 @@ from remuslike.guest.placement import Placement
 from remuslike.guest.process import QemuProcess
 from remuslike.guest.qmp import Command
 from remuslike.guest.tracker import Tracking, open_tracker
+from remuslike.guest.urgency import Urgency
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ class QemuGuest:
         self._next_staging = 0
         self._saving: Command | None = None
         self._placement: Placement | None = None
+        self._urgency = Urgency(process.pid)
         self.page_count = self._memory.page_count
 
     @property
@@ -57,6 +59,7 @@ class QemuGuest:
             if capture_follows and self._placement is not None:
                 # Before QEMU is woken: it finds its processor free, and its answers don't stop its work.
                 self._placement.stand_apart()
+            self._urgency.begin()
             stop = self._process.qmp.send("stop")
             if capture_follows:
                 self._saving = self._begin_save()
@@ -65,7 +68,10 @@ class QemuGuest:
 
     async def resume(self) -> None:
         if not self._running:
-            await self._answered(self._process.qmp.send("cont"))
+            try:
+                await self._answered(self._process.qmp.send("cont"))
+            finally:
+                self._urgency.end()
             self._running = True
             if self._placement is not None:
                 self._placement.make_way()

@@ -94,7 +94,7 @@ async def test_bulk_rates_are_of_what_arrived_in_the_clients_time(
     assert load.series == ((0.0, 2.0), (0.5, 1.0))
     assert load.details == {"retransmits": 3}
     assert ("--reverse" in stage.said[-1]) is reverse
-    assert "--parallel 8" in stage.said[-1]
+    assert "--parallel 8 --congestion reno" in stage.said[-1]
     assert stage.sessions[-1].connections == (5201, 9), "one to talk, and the streams"
     (window,) = stage.windows
     assert window.seconds == 2, "the time that it takes to connect is not in it"

@@ -56,6 +56,17 @@ async def test_pause_and_resume_are_idempotent(tmp_path: Path) -> None:
         assert await status(guest) == "paused"
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a real-time priority")
+async def test_qemu_goes_first_while_its_guest_is_paused(tmp_path: Path) -> None:
+    async with guest_of(tmp_path) as guest:
+        await guest.resume()
+        await guest.pause()
+        assert os.sched_getscheduler(guest.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+        await guest.resume()
+        assert os.sched_getscheduler(guest.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+
+
 async def test_a_guest_that_somebody_else_started_can_be_paused(tmp_path: Path) -> None:
     async with guest_of(tmp_path) as guest:
         guest.adopt_running()

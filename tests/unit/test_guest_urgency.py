@@ -1,0 +1,79 @@
+"""remuslike.guest.urgency, with a child process for QEMU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from remuslike.guest.urgency import Urgency
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a real-time priority"),
+]
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process.pid
+    process.communicate()
+
+
+def test_it_goes_first_from_the_beginning_to_the_end(child: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, child, 5)
+    urgency = Urgency(child)
+    assert os.sched_getscheduler(child) == os.SCHED_OTHER
+    urgency.begin()
+    assert os.sched_getscheduler(child) == os.SCHED_RR | os.SCHED_RESET_ON_FORK
+    assert os.sched_getparam(child).sched_priority == 1
+    urgency.begin()
+    for _ in range(2):
+        urgency.end()
+        assert os.sched_getscheduler(child) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, child) == 5
+
+
+def test_it_goes_first_again_in_the_next_pause(child: int) -> None:
+    urgency = Urgency(child)
+    for _ in range(2):
+        urgency.begin()
+        assert os.sched_getscheduler(child) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+        urgency.end()
+
+
+def test_somebody_elses_policy_stays(child: int) -> None:
+    os.sched_setscheduler(child, os.SCHED_FIFO, os.sched_param(3))
+    urgency = Urgency(child)
+    urgency.begin()
+    urgency.end()
+    assert os.sched_getscheduler(child) == os.SCHED_FIFO
+    assert os.sched_getparam(child).sched_priority == 3
+
+
+def test_a_process_that_is_gone_changes_nothing() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    before, after = Urgency(process.pid), Urgency(process.pid)
+    before.begin()
+    process.communicate()
+    before.end()
+    after.begin()
+    after.end()
+
+
+def test_a_refusal_is_told_once(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    urgency = Urgency(child)
+    with capture_logs() as logs:
+        for _ in range(2):
+            urgency.begin()
+            urgency.end()
+    assert [line["event"] for line in logs] == ["pause.ordinary"]
