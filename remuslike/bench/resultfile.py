@@ -18,8 +18,8 @@ class ResultFile:
         """Begins the file with `header`, unless it is there: then it must be of the same options,
         program and machine.
 
-        Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run or in use, and
-        BenchEnvironmentError when it can't be written.
+        Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run or in use,
+        and BenchEnvironmentError when it can't be written.
         """
         self._path = options.json_path
         try:
