@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from netbuf.errors import SealedFramesError
+from netbuf.errors import NetbufError, SealedFramesError
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +29,18 @@ class Copies(Protocol):
 
     def take_lost(self) -> int:
         """How many there was no room for since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
+
+
+class Source(Protocol):
+    """What makes them."""
+
+    def copies(self, limit_bytes: int) -> Copies:
+        """Copies of so much at a time. Raises NetbufError."""
         ...
 
     def close(self) -> None:
@@ -54,12 +66,16 @@ class NoCopies:
 
     def frames(self, epoch: int) -> list[bytes]:
         """Raises `SealedFramesError`."""
-        raise not_kept(epoch)
+        raise not_kept(f"sealed_frames({epoch})")
+
+    def held(self) -> list[bytes]:
+        """Raises `SealedFramesError`."""
+        raise not_kept("held_frames()")
 
 
-def not_kept(epoch: int) -> SealedFramesError:
-    """What a hold that keeps none says to `sealed_frames`."""
-    return SealedFramesError(f"sealed_frames({epoch}) of a hold made without keep_frames: make it with that")
+def not_kept(call: str) -> SealedFramesError:
+    """What a hold that keeps none says to `call`."""
+    return SealedFramesError(f"{call} of a hold made without keep_frames: make it with that")
 
 
 class FrameCopies:
@@ -116,6 +132,11 @@ class FrameCopies:
         """Those of a sealed epoch; none if it is not there."""
         return list(self._sealed.get(epoch, ()))
 
+    def held(self) -> list[bytes]:
+        """Those of the sealed epochs and of the open one."""
+        self.read()
+        return [*(frame for frames in self._sealed.values() for frame in frames), *self._open]
+
     def forget(self, epoch: int) -> None:
         """A sealed epoch has left."""
         self._size_bytes -= sum(map(len, self._sealed.pop(epoch, ())))
@@ -130,3 +151,12 @@ class FrameCopies:
         """Forget all, and copy no more. Idempotent."""
         self.clear()
         self._source.close()
+
+
+def make_copies(source: Source, name: str, limit_bytes: int) -> FrameCopies:
+    """Copies of what `source` sees. Raises NetbufError, and then `source` is closed."""
+    try:
+        return FrameCopies(source.copies(limit_bytes), name, limit_bytes)
+    except NetbufError:
+        source.close()
+        raise

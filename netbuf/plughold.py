@@ -28,7 +28,7 @@ import trio
 from netbuf.announce import check_frames
 from netbuf.errors import BrokenError, HoldBrokenError, HoldError, NetbufError
 from netbuf.firstoutput import FirstOutput
-from netbuf.framecopies import FrameCopies, NoCopies
+from netbuf.framecopies import FrameCopies, NoCopies, make_copies
 from netbuf.ledger import Backend, BufferStatistics, HoldState, Ledger, Pressure
 from netbuf.passing import Passing
 from netbuf.plugmeter import PlugMeter
@@ -83,7 +83,9 @@ class PlugHold:
         self._meter = PlugMeter(self._ledger, guest.name)
         self._passing = Passing(self._gate, self._ledger, self._meter, self._plumbing.undelivered)
         self._first = FirstOutput(self._ledger, self._gate)
-        self._copies: FrameCopies | NoCopies = self._make_copies() if keep_frames else NoCopies()
+        self._copies: FrameCopies | NoCopies = NoCopies()
+        if keep_frames:
+            self._copies = make_copies(self._plumbing, guest.name, limit_bytes)
         self._callbacks: list[Callable[[Pressure], None]] = []
         self._leaving = Turn()  # releases and openings take turns
         self._nap = trio.CancelScope()  # in which `run` waits; a new one each time
@@ -259,6 +261,10 @@ class PlugHold:
         self._ledger.place_of(epoch)
         return frames
 
+    def held_frames(self) -> list[bytes]:
+        """All that wait, of sealed epochs and of the open one. Prerequisite: guest paused; else the same."""
+        return self._copies.held()
+
     def replay(self, frames: Sequence[bytes]) -> None:
         """Send `frames`, another hold's `sealed_frames`, to the LAN at once, as the guest's port would.
 
@@ -338,14 +344,6 @@ class PlugHold:
                 return self._passing.pause_s()
             case _:
                 return POLL_S_MAX
-
-    def _make_copies(self) -> FrameCopies:
-        try:
-            source = self._plumbing.copies(self._ledger.limit_bytes)
-        except NetbufError:
-            self._plumbing.close()
-            raise
-        return FrameCopies(source, self._name, self._ledger.limit_bytes)
 
     # --- what the kernel says -------------------------------------------------------------------
 

@@ -229,9 +229,18 @@ class TapHold:
         Prerequisite: made with `keep_frames`. Raises `SealedFramesError`.
         """
         if not self._keep_frames:
-            raise not_kept(epoch)
+            raise not_kept(f"sealed_frames({epoch})")
         first, count = self._ledger.place_of(epoch)
         return list(islice(self._held, first, first + count))
+
+    def held_frames(self) -> list[bytes]:
+        """All that wait, of sealed epochs and of the open one, oldest first.
+
+        Prerequisite: guest paused, and `prepare` since. Otherwise as `sealed_frames`.
+        """
+        if not self._keep_frames:
+            raise not_kept("held_frames()")
+        return list(self._held)
 
     def replay(self, frames: Sequence[bytes]) -> None:
         """Send `frames`, another hold's `sealed_frames`, to the LAN at once, as the guest's port would.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from types import TracebackType
 
-from remuslike.bench.errors import BenchEnvironmentError
+from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError
 from remuslike.bench.options import RunOptions, refuse_others
 from remuslike.bench.results import Cell, Header, Results, decode_untrusted, encode_line
 
@@ -17,8 +18,8 @@ class ResultFile:
         """Begins the file with `header`, unless it is there: then it must be of the same options,
         program and machine.
 
-        Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run, and
-        BenchEnvironmentError when it can't be written.
+        Raises ResultsError when it isn't a result file, BenchOptionError when it is of another run or in use,
+        and BenchEnvironmentError when it can't be written.
         """
         self._path = options.json_path
         try:
@@ -27,10 +28,20 @@ class ResultFile:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
+            self._lock()
             self.found = self._go_on(options, header)
         except BaseException:
             self._file.close()
             raise
+
+    def _lock(self) -> None:
+        """For as long as it is open. Raises BenchOptionError."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchOptionError(
+                f"--json {self._path}: another run is writing to it; wait for its end, or give another file"
+            ) from None
 
     def _go_on(self, options: RunOptions, header: Header) -> Results:
         contents = self._file.read()

@@ -101,6 +101,10 @@ class Outputs:
         """The frames of a sealed, unreleased epoch, for each network interface, which must keep them."""
         return [network.sealed_frames(epoch) for network in self.networks]
 
+    def held_frames(self) -> list[list[bytes]]:
+        """All frames that wait, for each network interface. Prerequisite: guest paused, `prepare` since."""
+        return [network.held_frames() for network in self.networks]
+
     def replay(self, nic: int, frames: list[bytes]) -> bool:
         """Send frames that a host which is gone may not have sent. Prerequisite: opened.
 

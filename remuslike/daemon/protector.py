@@ -235,6 +235,8 @@ class Protector:
             pending.chunks = [(number, disk.take_dirty_chunks()) for number, disk in self._outputs.own_disks]
         if base and self._core.holding:
             pending.writes = [disk.held_writes() for disk in self._outputs.disks]
+            if self._sends_frames:
+                pending.frames = self._outputs.held_frames()
         elif not base:
             pending.writes = [disk.sealed(epoch) for disk in self._outputs.disks]
             if self._sends_frames:  # the guest waits for their acknowledgement anyway

@@ -6,16 +6,19 @@ has ever seen an answer from a state that the survivor doesn't have.
 
 from __future__ import annotations
 
+import copy
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
-from daemon_harness import FIRST_HOST, Cluster, Node, Shape, cluster, marks, run
+from daemon_harness import Cluster, Node, Shape, cluster, marks, run
 from dhcp_client import Clients, Wants, asking, find_violations
 from dhcp_history import Answer, Echoed, Leased, contradictions, read_books, violations
 from guest_client import stop_guest
@@ -30,7 +33,9 @@ KILLS = 50
 KILL_WITHIN_S = 0.2
 """Of being protected again: eight epochs, in any moment of which the host may die."""
 
-SECOND_HOST = f"{plan.PEER_ADDRESSES['secondary']}:{plan.REPLICATION_PORT}"
+SEATS = 4
+"""Two on each host, so that the daemon that is needed next has started when it is."""
+
 LEAKS: dict[str, tuple[type[Answer], Wants]] = {
     "udp": (Echoed, Wants(leases_per_s=0)),
     "dhcp": (Leased, Wants(echoes_per_s=0, leases_per_s=50, offers=False)),
@@ -57,12 +62,33 @@ def dhcp_cluster() -> Iterator[Cluster]:
         yield hosts
 
 
-def succeeding_each_other(hosts: Cluster) -> dict[str, Node]:
-    """Both hosts as secondaries, each with the other for its successor, by the host's namespace."""
-    first, second = hosts.as_secondary(), hosts.secondary
-    first.document["link"]["successor"] = SECOND_HOST
-    second.document["link"]["successor"] = FIRST_HOST
-    return {node.namespace: node for node in (first, second)}
+def succeeding_each_other(hosts: Cluster) -> list[Node]:
+    """Secondaries on either host by turns, each with the next for its successor."""
+    nodes = []
+    for seat in range(SEATS):
+        base = hosts.secondary if seat % 2 else hosts.primary
+        home = base.directory / str(seat)
+        home.mkdir()
+        document = copy.deepcopy(base.document)
+        document |= {"name": f"seat{seat}", "run_directory": home / "run"}
+        disk = document["guest"]["disks"][1]
+        disk["store"] = shutil.copy(disk["store"], home)
+        document["guest"]["local_arguments"] = ["-serial", f"file:{home / 'console'}"]
+        document["link"] |= {"address": address_of(seat), "successor": address_of(seat + 1)}
+        nodes.append(Node("secondary", base.namespace, home, document))
+    return nodes
+
+
+def address_of(seat: int) -> str:
+    host = plan.PEER_ADDRESSES[plan.ROLES[seat % 2]]
+    return f"{host}:{plan.REPLICATION_PORT + seat % SEATS}"
+
+
+def as_primary(node: Node) -> Node:
+    """The first, which finds its secondary where others would find their successor."""
+    link = {**node.document["link"]}
+    link["address"] = link.pop("successor")
+    return replace(node, role="primary", document={**node.document, "link": link})
 
 
 @pytest.mark.parametrize("seed", [1867])
@@ -70,24 +96,27 @@ async def test_fifty_dead_hosts_have_told_nothing_that_the_survivor_does_not_kno
     moments = Random(seed)
     with dhcp_cluster() as hosts:
         nodes = succeeding_each_other(hosts)
-        active, standby = await hosts.protect()
+        line = [hosts.start(as_primary(nodes[0]))]
+        await hosts.guest_is_up(nodes[0])
+        line += map(hosts.start, nodes[1:])
+        await line[0].wait_protected()
         async with asking(hosts) as clients:
             for number in range(KILLS):
                 await clients.wait_answers(Leased)
                 await clients.wait_answers(Echoed)
                 await trio.sleep(moments.uniform(0, KILL_WITHIN_S))
+                active = line.pop(0)
                 active.kill()
-                await active.wait_ended(-signal.SIGKILL)
-                # It takes a while to come up, and the survivor is asked meanwhile.
-                successor = hosts.start(nodes[active.node.namespace])
-                await standby.wait_phase("active")
+                await active.wait_over(-signal.SIGKILL)
+                if number < KILLS - 2:
+                    line.append(hosts.start(nodes[number % SEATS]))
+                await line[0].wait_phase("active")
                 await clients.wait_answers(Echoed)
                 found = await find_violations(hosts, clients)
                 assert not found, f"kill {number}: {found[:5]}"
-                active, standby = standby, successor
-                await active.wait_protected_again()
-        await stop_guest(hosts, active, standby)
-        check_disk(active.node, clients)
+                await line[0].wait_protected_again()
+        await stop_guest(hosts, *line)
+        check_disk(line[0].node, clients)
 
 
 def check_disk(node: Node, clients: Clients) -> None:

@@ -78,6 +78,8 @@ async def test_each_epoch_has_its_own_frames(lab: Lab) -> None:
     hold.seal(1)
     lab.emit(*numbered(4, 3))
     assert [frame[VNET_HEADER_BYTES:] for frame in hold.sealed_frames(1)] == numbered(0, 4)
+    hold.prepare()
+    assert [frame[VNET_HEADER_BYTES:] for frame in hold.held_frames()] == numbered(0, 7)
     await hold.release(1)
     hold.seal(2)
     assert [frame[VNET_HEADER_BYTES:] for frame in hold.sealed_frames(2)] == numbered(4, 3)
@@ -104,8 +106,9 @@ async def test_a_hold_that_keeps_none_says_so(lab: Lab) -> None:
     hold = lab.make_hold()
     hold.hold(1)
     hold.seal(1)
-    with pytest.raises(SealedFramesError, match="without keep_frames"):
-        hold.sealed_frames(1)
+    for call in (lambda: hold.sealed_frames(1), hold.held_frames):
+        with pytest.raises(SealedFramesError, match="without keep_frames"):
+            call()
 
 
 @pytest.mark.lab

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemon_harness import marks
-from synthetic_harness import ADDRESS, counting, synthetic_cluster
+import trio
+from daemon_harness import marks, wait_for
+from synthetic_harness import ADDRESS, Frames, counting, synthetic_cluster
 
 from remuslike.synthetic import Rates
+from remuslike.synthetic.history import judge_numbers
 
 pytestmark = marks
 
@@ -38,6 +40,31 @@ async def test_it_outlives_its_host_and_contradicts_nothing(step: str) -> None:
         assert report.passes >= 2
         assert min(report.pages, report.frames, report.blocks, report.requests) > 0
         assert len(clients.frames.numbers) > 0
+
+
+async def test_what_a_stalled_guest_had_sent_comes_from_the_next_host() -> None:
+    """Its first secondary dies before it acknowledges an epoch, its host before that may leave."""
+    with synthetic_cluster(RATES, on_secondary_loss="stall") as hosts:
+        for node in (hosts.primary, hosts.secondary):
+            node.document["epoch"]["mode"] = "event-tap"
+        primary = hosts.start(hosts.primary, kill_at=f"release.begin@{FATAL_EPOCH}")
+        first = hosts.start(hosts.secondary, kill_at=f"receive.complete@{FATAL_EPOCH}")
+        frames = Frames()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(frames.listen, hosts.namespaces.client)
+            await first.wait_ended(-signal.SIGKILL)
+            await primary.wait_phase("stalled")
+            second = hosts.start(hosts.secondary)
+            await primary.wait_ended(-signal.SIGKILL)
+            survivor = await second.wait_phase("active")
+            before = len(frames.numbers)
+            await wait_for("more frames", lambda: len(frames.numbers) >= before + 50)
+            nursery.cancel_scope.cancel()
+        assert survivor.takeover is not None
+        assert survivor.takeover["epoch"] > FATAL_EPOCH, "the second session's base"
+        assert survivor.takeover["replayed_frames"] > 0
+        numbered = judge_numbers(frames.numbers)
+        assert (numbered.missing, numbered.repeated) == (0, 0)
 
 
 async def test_a_hold_that_releases_at_the_seal_is_found_out() -> None:

@@ -56,7 +56,6 @@ class Oracle:
         self._synchronous = synchronous
         self._replays = replays
         self._owed: dict[str, tuple[int, int]] = {}  # host -> the session and epoch its guest must wait for
-        self._bases: set[tuple[int, int]] = set()
         self._replayed: dict[str, tuple[int, int]] = {}  # host -> the first and last frame it sent again
         self._tokens = itertools.count(1)
         self.generation = 0
@@ -102,9 +101,7 @@ class Oracle:
     ) -> None:
         self._captured[session, epoch] = snapshot
         self._owed.pop(host, None)
-        if base:
-            self._bases.add((session, epoch))
-        else:
+        if not base:
             self._owed[host] = session, epoch
         self._in_order("captured", session, epoch)
         waiting = self._unacknowledged.setdefault(session, set())
@@ -230,9 +227,7 @@ class Oracle:
             self.client_got.add(reply_to)
 
     def _none_lost(self, host: str, copy: Copy) -> None:
-        """A base's own frames are those of a stall, or had left: only later epochs carry theirs."""
-        if (copy.session, copy.epoch) in self._bases:
-            return
+        """Each frame of what was acknowledged has left, or was sent again: a base's, too."""
         incarnation, left = self._left.get((self._session[copy.session][0], "frame"), (0, 0))
         assert incarnation == copy.snapshot.incarnation, "a primary's frames are its guest's"
         first, last = self._replayed.get(host, (left + 1, left))

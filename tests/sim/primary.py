@@ -272,8 +272,10 @@ class PrimaryDriver:
         pages = {page: guest.pages[page] for page in sorted(guest.dirty)}
         guest.dirty.clear()
         frames: tuple[Output, ...] = ()
-        if self.options.replays and not effect.base:
-            frames = self.buffers[0].sealed_outputs(epoch)
+        if self.options.replays:
+            # A base's are those that a stalled guest has held since before.
+            held = self.buffers[0].held() if effect.base else self.buffers[0].sealed_outputs(epoch)
+            frames = tuple(held)
         half = len(pages) // 2
         items = list(pages.items())
         parts = [

@@ -67,6 +67,16 @@ def test_a_line_that_was_cut_short_is_written_over(tmp_path: Path, missing: int)
     assert read(path) == (CELLS[0], CELLS[2])
 
 
+def test_two_runs_never_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with opened(path) as file:
+        with pytest.raises(BenchOptionError, match="another run is writing to it"):
+            opened(path)
+        file.add(CELLS[0])
+    with opened(path) as file:
+        assert len(file.found.cells) == 1
+
+
 def test_another_runs_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with opened(path) as file:

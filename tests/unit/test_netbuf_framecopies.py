@@ -102,6 +102,7 @@ async def test_a_plug_hold_has_copies_of_what_waits_in_the_kernel() -> None:
     hold.seal(1)
     plug.send(*numbered(5))
     assert hold.sealed_frames(1) == with_headers(numbered(2, 3))
+    assert hold.held_frames() == with_headers(numbered(2, 4))
     await hold.release(1)
     with pytest.raises(SealedFramesError, match=r"sealed are \[\]"):
         hold.sealed_frames(1)
