@@ -168,7 +168,7 @@ class PageEncoder:
         # "clip" spares numpy a copy of the output; the indices have been checked.
         np.take(self._shadow, indices, axis=0, out=delta, mode="clip")
         np.bitwise_xor(delta, words, out=delta)
-        changed_words = np.count_nonzero(delta, axis=1)
+        changed_words = _count_nonzero(delta)
         changed = changed_words != 0
         self._pages += len(indices)
         self._unchanged += len(indices) - int(np.count_nonzero(changed))
@@ -177,7 +177,10 @@ class PageEncoder:
         zero = _zero_pages(words) & changed
         contents = changed & ~zero
         raw = contents & (changed_words > _DELTA_WORDS_MAX)
-        self._shadow[indices[changed]] = words[changed]
+        if changed.all():  # nearly always: a page that was written is another
+            self._shadow[indices] = words
+        else:
+            self._shadow[indices[changed]] = words[changed]
         return self._payload(indices, words, contents & ~raw, raw, zero)
 
     def _scratch_words(self, count: int) -> _Words:
@@ -188,8 +191,9 @@ class PageEncoder:
         delta_rows, raw_rows, zero_rows = (np.flatnonzero(flags) for flags in (delta, raw, zero))
         delta_count, content_count = len(delta_rows), len(delta_rows) + len(raw_rows)
         rows = self._scratch_words(len(words))
-        rows[:delta_count] = rows[delta_rows]
-        rows[delta_count:content_count] = words[raw_rows]
+        if delta_count < len(rows):
+            rows[:delta_count] = rows[delta_rows]
+            rows[delta_count:content_count] = words[raw_rows]
         entry_count = content_count + len(zero_rows)
         body = self._scratch[: content_count * PAGE_BYTES + entry_count * _ENTRY.itemsize]
         body[content_count * PAGE_BYTES :].view(_ENTRY)[:] = indices[
@@ -250,6 +254,13 @@ def apply_pages(batch: PageBatch, ram: Pages) -> None:
     words[batch.delta_indices] ^= batch.deltas.view(np.uint64)
     ram[batch.raw_indices] = batch.raw
     ram[batch.zero_indices] = 0
+
+
+def _count_nonzero(words: _Words) -> npt.NDArray[np.uint16]:
+    """Of each row. numpy's own count takes half as long again."""
+    flags = (words != 0).view(np.uint8)
+    counts: npt.NDArray[np.uint16] = np.add.reduce(flags, axis=1, dtype=np.uint16)
+    return counts
 
 
 def _zero_pages(words: _Words) -> _Flags:
