@@ -152,7 +152,7 @@ class QemuGuest:
         )
 
     def _go_anywhere(self) -> None:
-        """Before anything is awaited: a thread that is started meanwhile would keep to our processors."""
+        """Before a thread may be started, which would keep to our processors for its life."""
         if self._placement is not None:
             self._placement.go_anywhere()
 
@@ -187,6 +187,7 @@ class QemuGuest:
 
     async def destroy(self) -> None:
         self._running = False
+        self._go_anywhere()
         await self._process.destroy()
 
     def close(self) -> None:
