@@ -85,6 +85,10 @@ class PageBatch:
     raw: Pages
     zero_indices: Indices
 
+    @property
+    def page_count(self) -> int:
+        return len(self.delta_indices) + len(self.raw_indices) + len(self.zero_indices)
+
 
 class PageEncoder:
     """Encodes pages against its *shadow*, the last version of each page that it encoded.
@@ -204,6 +208,15 @@ class PageEncoder:
         self._zero += len(zero_rows)
         self._wire_bytes += len(payload)
         return payload
+
+
+def announced_pages(payload: BytesLike) -> int:
+    """How many pages a payload says it has, unchecked; 0 if it isn't one. Never more than BATCH_PAGES, which
+    a decoder refuses without having decoded any."""
+    if len(payload) < _HEADER.size:
+        return 0
+    count: int = sum(_HEADER.unpack_from(payload))
+    return min(count, BATCH_PAGES)
 
 
 def decode_pages_untrusted(payload: BytesLike, page_count: int) -> PageBatch:
