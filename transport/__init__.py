@@ -33,6 +33,7 @@ from transport.pages import (
     PageBatch,
     PageEncoder,
     PageStatistics,
+    announced_pages,
     apply_pages,
     decode_pages_untrusted,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "Traffic",
     "TransportError",
     "VersionError",
+    "announced_pages",
     "apply_pages",
     "connect",
     "decode_pages_untrusted",

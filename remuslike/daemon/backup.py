@@ -19,7 +19,7 @@ from diskbuf.errors import DiskbufError, JournalFullError
 from netbuf import rarp_frame
 from netbuf.errors import NetbufError
 from remuslike.config import Settings
-from remuslike.daemon.backup_session import BackupSession, StagedEpoch
+from remuslike.daemon.backup_session import PAGES_AT_ONCE_MAX, BackupSession, StagedEpoch
 from remuslike.daemon.control import serve_control
 from remuslike.daemon.host import Host, introduce, make_witness, open_host
 from remuslike.daemon.listener import Listener
@@ -268,7 +268,10 @@ class BackupDaemon:
         self._hook("apply.begin", epoch)
         staged = self._staged.pop(epoch)
         try:
-            await trio.to_thread.run_sync(self._apply_pages, staged)
+            if sum(batch.page_count for batch in staged.batches) <= PAGES_AT_ONCE_MAX:
+                self._apply_pages(staged)
+            else:
+                await trio.to_thread.run_sync(self._apply_pages, staged)
             kept = []
             for number, writes in staged.writes_by_disk().items():
                 if number in self._outputs.shared:

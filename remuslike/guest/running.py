@@ -25,6 +25,8 @@ _INLINE_PAGES_MAX = 4096
 # So long the event loop stands still for an answer of QEMU's in a pause, as it does for scan and copy: half
 # of what would make a heartbeat late. A QEMU that takes longer is waited for as anything else is.
 _AT_ONCE_S = 0.01
+# So long it asks again and again whether QEMU has resumed the guest, which takes a third of it.
+_AWAKE_S = 0.001
 
 
 class QemuGuest:
@@ -56,28 +58,29 @@ class QemuGuest:
     async def pause(self, *, capture_follows: bool = False) -> None:
         """As `RunningGuest.pause`; QEMU goes on to save its devices while we hear that it has stopped."""
         if self._running:
-            if capture_follows and self._placement is not None:
-                # Before QEMU is woken: it finds its processor free, and its answers don't stop its work.
-                self._placement.stand_apart()
             self._urgency.begin()
             stop = self._process.qmp.send("stop")
             if capture_follows:
                 self._saving = self._begin_save()
+                if self._placement is not None:
+                    # Where QEMU's thread is going to run has been decided: mostly not here, where we run.
+                    self._placement.stand_apart()
             await self._answered(stop)
             self._running = False
 
     async def resume(self) -> None:
         if not self._running:
             try:
-                await self._answered(self._process.qmp.send("cont"))
+                # Not asleep: our processor would count as idle, and be given to the guest.
+                await self._answered(self._process.qmp.send("cont"), awake_s=_AWAKE_S)
             finally:
                 self._urgency.end()
             self._running = True
             if self._placement is not None:
                 self._placement.make_way()
 
-    async def _answered(self, command: Command) -> None:
-        self._process.qmp.wait_at_once(command, _AT_ONCE_S)
+    async def _answered(self, command: Command, awake_s: float = 0.0) -> None:
+        self._process.qmp.wait_at_once(command, _AT_ONCE_S, awake_s)
         await self._process.qmp.wait(command)
 
     def adopt_running(self) -> None:
@@ -152,7 +155,7 @@ class QemuGuest:
         )
 
     def _go_anywhere(self) -> None:
-        """Before anything is awaited: a thread that is started meanwhile would keep to our processors."""
+        """Before a thread may be started, which would keep to our processors for its life."""
         if self._placement is not None:
             self._placement.go_anywhere()
 
@@ -187,6 +190,7 @@ class QemuGuest:
 
     async def destroy(self) -> None:
         self._running = False
+        self._go_anywhere()
         await self._process.destroy()
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from transport.pages import (
     Indices,
     PageEncoder,
     Pages,
+    announced_pages,
     apply_pages,
     decode_pages_untrusted,
 )
@@ -94,6 +95,21 @@ def test_large_batches_are_split(count: int) -> None:
     payloads = encoder.encode_delta(np.arange(count), ram)
     _receive(payloads, standby)
     assert np.array_equal(standby, ram)
+
+
+@pytest.mark.parametrize("count", [1, 3, BATCH_PAGES])
+def test_a_payload_says_how_many_pages_it_has(count: int) -> None:
+    pages = np.arange(count * PAGE_BYTES, dtype=np.uint32).view(np.uint8)[: count * PAGE_BYTES]
+    pages = pages.reshape(count, PAGE_BYTES).copy()
+    pages[0] = 0
+    (payload,) = PageEncoder(BATCH_PAGES).encode_full(np.arange(count), pages)
+    assert announced_pages(payload) == count
+    assert decode_pages_untrusted(payload, BATCH_PAGES).page_count == count
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(11), b"\xff" * 40])
+def test_what_is_no_payload_announces_no_more_pages_than_a_batch(payload: bytes) -> None:
+    assert announced_pages(payload) == (BATCH_PAGES if len(payload) > 11 else 0)
 
 
 def test_nothing_to_say_needs_no_payload() -> None:
