@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.endpoint import Endpoint
 from diskbuf.errors import (
@@ -205,18 +206,39 @@ class Connection:
                 self._receiver.drain(request.payload_bytes)
             self._reply(self._refusal(request, error))
             return
-        payload = self._payload(request.length) if request.command == _WRITE else None
+        if request.command == _WRITE:
+            if request.length >= SLAB_BYTES_MIN:
+                self._take_long_write(request)
+            else:
+                self._answer_changes([request], [self._change(request.offset, request.length)])
+            return
         try:
-            self._answer(request, payload)
+            self._answer(request)
         except DiskbufError as error:
             self._reply(self._refusal(request, error))
 
-    def _payload(self, length: int) -> memoryview:
+    def _take_long_write(self, request: Request) -> None:
+        """Receive a long payload to where it belongs, if that is this process's memory and need not wait."""
+        _, _, cookie, offset, length = request
+        received = 0
+        if (passing := self._buffer.passing.begin(offset, length)) is not None:
+            self._send_replies()
+            try:
+                received = self._receiver.payload_soon(passing.data)
+            finally:
+                self._buffer.passing.end(passing, received)
+            if received == length:
+                self._reply([encode_reply(cookie)])
+                return
+        self._answer_changes([request], [self._change(offset + received, length - received)])
+
+    def _change(self, offset: int, length: int) -> Extent:
+        """Receive the payload of a write."""
         if self._receiver.waits_for(length):
             self._send_replies()
-        return self._receiver.payload(length)
+        return Extent(offset, length, _DATA, self._receiver.payload(length))
 
-    def _answer(self, request: Request, payload: memoryview | None) -> None:
+    def _answer(self, request: Request) -> None:
         """Reply now, or have a worker do it."""
         command = request.command
         if command == _READ:
@@ -225,8 +247,8 @@ class Connection:
                 self._answer_later(self._store, request, None)
             else:
                 self._reply_data(request, data)
-        elif payload is not None or command in _CHANGING:
-            self._answer_change(request, _change_of(request, payload))
+        elif command in _CHANGING:
+            self._answer_zeroing(request)
         elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits):
             if command == _FLUSH:
                 self._buffer.note_flush()
@@ -234,12 +256,15 @@ class Connection:
         else:
             self._answer_later(self._store, request, None)
 
-    def _answer_change(self, request: Request, change: Extent) -> None:
+    def _answer_zeroing(self, request: Request) -> None:
+        """A trim reads as zeros: both sides must agree on what is there."""
         if request.flags & _FAST_ZERO and not self._buffer.zeroes_fast:
             error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
             self._reply(self._refusal(request, error))
             return
-        self._answer_changes([request], [change])
+        keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
+        kind = Kind.ZERO if keep else Kind.HOLE
+        self._answer_changes([request], [Extent(request.offset, request.length, kind)])
 
     def _reply_data(self, request: Request, data: Bytes) -> None:
         self._replies += self._data_parts(request, data)
@@ -364,11 +389,3 @@ def _code_of(error: DiskbufError) -> NbdError:
 def _cost_bytes(request: Request) -> int:
     """What a request in flight makes the server remember, in either direction."""
     return request.length if request.command in (_READ, _WRITE) else 0
-
-
-def _change_of(request: Request, payload: memoryview | None) -> Extent:
-    """What a valid writing request does to the disk. A trim reads as zeros: both sides must agree on it."""
-    if payload is not None:
-        return Extent(request.offset, request.length, Kind.DATA, payload)
-    keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
-    return Extent(request.offset, request.length, Kind.ZERO if keep else Kind.HOLE)

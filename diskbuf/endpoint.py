@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,11 +19,17 @@ from diskbuf.extents import Bytes
 
 _T = TypeVar("_T")
 
+_TIMEVAL = struct.Struct("ll")
+
 SOCKET_BUFFER_BYTES = 4 << 20
 """Room in the kernel for 16 reads of 256 KiB: the server goes on while the client takes them."""
 
+SOON_S = 0.1
+"""How long a change that is under way in the store may wait for its client, and a release for it."""
+
 _PARTS_MAX = 1024
 """IOV_MAX of Linux."""
+_SOON, _EVER = _TIMEVAL.pack(0, int(SOON_S * 1e6)), _TIMEVAL.pack(0, 0)
 _RECORD_BYTES_MAX = 16384
 """The most that one TLS record carries."""
 
@@ -35,6 +42,9 @@ class Endpoint(Protocol):
 
     def receive_exactly(self, target: memoryview) -> int:
         """Fill `target`; how much of it was filled before the client hung up."""
+
+    def receive_soon(self, target: memoryview) -> int:
+        """Fill `target`, or as much of it as comes within SOON_S; how much, perhaps nothing."""
 
     def send_all(self, parts: Sequence[Bytes]) -> None:
         """Send the parts one after another."""
@@ -68,6 +78,16 @@ class PlainEndpoint:
                 break
             done += received
         return done
+
+    def receive_soon(self, target: memoryview) -> int:
+        # Here the kernel waits, not Python, whose own timeouts cost two more system calls a piece.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SOON)
+        try:
+            return self._socket.recv_into(target, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            return 0
+        finally:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _EVER)
 
     def send_all(self, parts: Sequence[Bytes]) -> None:
         for first in range(0, len(parts), _PARTS_MAX):
@@ -131,6 +151,9 @@ class TlsEndpoint:
                 break
             done += received
         return done
+
+    def receive_soon(self, target: memoryview) -> int:
+        return 0  # what comes is decrypted in pieces of 16 KiB, by the side of which a copy is nothing
 
     def send_all(self, parts: Sequence[Bytes]) -> None:
         """Small parts go in records together; OpenSSL takes one buffer at a time."""

@@ -89,6 +89,13 @@ class Gate:
                 self._wait()
             return Admission.WAITS
 
+    def try_pass(self) -> bool:
+        """Whether one change passes now, which is then counted until `passed`; nothing is refused."""
+        with self._lock:
+            passes = self.state is State.OPEN and not self.read_only
+            self._passing += passes
+            return passes
+
     def note_flush(self) -> None:
         """A flush is answered. While holding that is an output, too: the guest goes on as if all was safe."""
         if self._untold:

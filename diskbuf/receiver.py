@@ -83,6 +83,17 @@ class Receiver:
             return self._buffer[start:end]
         return memoryview(bytes(self._buffer[start:end]))
 
+    def payload_soon(self, target: memoryview) -> int:
+        """Fill `target` with the next bytes, or as much of it as the client sends soon; how much."""
+        start, there = self._start, min(self._end - self._start, len(target))
+        if there:
+            target[:there] = self._buffer[start : start + there]
+            self._start = start + there
+        if there < len(target):
+            there += self._endpoint.receive_soon(target[there:] if there else target)
+        self._long = self._start == self._end
+        return there
+
     def drain(self, length: int) -> None:
         """Throw the next `length` bytes away, to find the next request behind a refused write."""
         if length > DRAIN_BYTES_MAX:
