@@ -6,22 +6,29 @@ workers and are answered when they are done, as the specification allows ("Order
 changes that wait for room have one worker, for they wait for the same; what waits for the store has several,
 so that a disk's queue is kept busy.
 
+With other clients beside it, the thread leaves its part to whoever leads the `crowd`, as long as nothing has
+to be waited for: a long payload, room for a reply, or some of what is in flight.
+
 Invariants:
 1. a request that was given to a worker counts as in flight until its reply is with the kernel: at most
    `IN_FLIGHT_MAX`, and less than `IN_FLIGHT_BYTES_MAX` bytes before the last of them;
-2. replies of the receiving thread leave before it waits for anything.
+2. replies of the receiving thread leave before it waits for anything;
+3. who leads the crowd does all that the receiving thread does, while that sleeps, and never waits.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from contextlib import nullcontext
 
 from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
-from diskbuf.endpoint import Endpoint
+from diskbuf.crowd import Crowd
+from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import (
     DiskbufError,
+    ProtocolError,
     RequestError,
     StoreFullError,
     StoreReadOnlyError,
@@ -29,7 +36,7 @@ from diskbuf.errors import (
 )
 from diskbuf.extents import Bytes, Extent, Kind
 from diskbuf.gate import Admission
-from diskbuf.receiver import Receiver
+from diskbuf.receiver import READ_AHEAD_BYTES, Receiver
 from diskbuf.wire import (
     PAYLOAD_BYTES_MAX,
     BlockState,
@@ -58,6 +65,9 @@ _STORE_THREADS = 8
 """Store operations of one client at a time: as `buffer.DiskBuffer` allows itself."""
 _GATHER_BYTES = 256 << 10
 """Replies of this size are sent before the next request is looked at: the client takes them meanwhile."""
+_ALONE_FOR = 64
+"""After a long payload, how many requests are received without the crowd: more of them are likely, and a
+thread is better at them."""
 _GATHER_MAX = 16
 """... and so are this many of them."""
 
@@ -80,9 +90,17 @@ class Connection:
     has sent since."""
 
     def __init__(
-        self, endpoint: Endpoint, buffer: DiskBuffer, terms: Terms, client: str, tail: bytes
+        self,
+        endpoint: Endpoint,
+        buffer: DiskBuffer,
+        terms: Terms,
+        client: str,
+        tail: bytes,
+        crowd: Crowd | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._crowd = crowd if crowd is not None and isinstance(endpoint, PlainEndpoint) else None
+        self._alone_for = 0  # so many times more, this thread receives whoever else is there
         self._terms = terms
         self._structured = terms.structured_replies
         self._buffer = buffer
@@ -91,6 +109,7 @@ class Connection:
         self._replies: list[Bytes] = []
         self._replied = self._replied_bytes = 0
         self._sending = threading.Lock()
+        self._sending_on = False  # the leader has sent a part of the replies, and keeps the lock for the rest
         self._room = Workers(1, "room")
         self._store = Workers(_STORE_THREADS, "store")
         self._flight = threading.Condition()
@@ -108,7 +127,9 @@ class Connection:
         left.
         """
         try:
-            if self._receive_requests():
+            with nullcontext() if self._crowd is None else self._crowd.presence():
+                left = self._receive_requests()
+            if left:
                 self._await_flight(1, 1)
         except OSError:
             if not self._stopped:
@@ -150,6 +171,10 @@ class Connection:
             header = self._receiver.header()
             if header is None:
                 self._send_replies()
+                if self._crowd is not None and self._crowd.crowded and not self._alone_for:
+                    self._join(self._crowd)
+                    continue
+                self._alone_for = max(self._alone_for - 1, 0)
                 if not self._receiver.fill():
                     return False
                 continue
@@ -161,6 +186,67 @@ class Connection:
             self._take(request)
             if self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX:
                 self._send_replies()
+
+    def _join(self, crowd: Crowd) -> None:
+        """Sleep until there is something for this thread."""
+        assert isinstance(self._endpoint, PlainEndpoint)
+        self._alone_for = 1  # at least: whatever it is is found by receiving
+        crowd.serve(self, self._endpoint.fileno())
+
+    def serve_ready(self) -> bool:
+        """See `crowd.Member`. In the leader's thread."""
+        assert isinstance(self._endpoint, PlainEndpoint)
+        try:
+            return (
+                self._receiver.fill_now(self._endpoint)
+                and self._take_ready(self._endpoint)
+                and self._send_now(self._endpoint)
+            )
+        except (OSError, ProtocolError):
+            return False  # the receiving thread finds it again
+        except BaseException as defect:
+            self._defect = defect
+            self.stop()
+            return False
+
+    def _take_ready(self, endpoint: PlainEndpoint) -> bool:
+        """Take the requests that are there; False at the first that may have to be waited for."""
+        while True:
+            count_max = IN_FLIGHT_MAX - self._in_flight
+            if count_max <= 0 or self._in_flight_bytes + READ_AHEAD_BYTES > IN_FLIGHT_BYTES_MAX:
+                return False
+            writes, payloads = self._receiver.short_writes(count_max)
+            if writes:
+                self._answer_writes(writes, payloads)
+                continue
+            header = self._receiver.next_header()
+            if header is None:
+                return True
+            request = decode_request(header)
+            del header  # a view, that would keep its slab from being used again
+            if request.command == _WRITE:
+                # The rest of a short one comes soon; what else there may be is the receiving thread's.
+                return request.length < SLAB_BYTES_MIN
+            if request.command == _DISC:
+                return False
+            self._receiver.header()
+            self._take(request)
+            enough = self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX
+            if enough and not self._send_now(endpoint):
+                return False
+
+    def _send_now(self, endpoint: PlainEndpoint) -> bool:
+        """Send the replies; False if something is left, for which there is no room."""
+        if not self._replies:
+            return True
+        if not self._sending.acquire(blocking=False):
+            return False
+        self._replies = endpoint.send_now(self._replies)
+        self._replied = self._replied_bytes = 0
+        self._sending_on = bool(self._replies)  # nobody else's reply may get in between
+        if not self._sending_on:
+            self._sending.release()
+        return not self._sending_on
 
     def _answer_writes(self, requests: list[Request], payloads: list[memoryview]) -> None:
         """Answer short writes that came together now, or have them answered."""
@@ -220,6 +306,7 @@ class Connection:
     def _take_long_write(self, request: Request) -> None:
         """Receive a long payload to where it belongs, if that is this process's memory and need not wait."""
         _, _, cookie, offset, length = request
+        self._alone_for = _ALONE_FOR
         received = 0
         if (passing := self._buffer.passing.begin(offset, length)) is not None:
             self._send_replies()
@@ -287,8 +374,13 @@ class Connection:
         if self._replies:
             replies, self._replies = self._replies, []
             self._replied = self._replied_bytes = 0
-            with self._sending:
+            if not self._sending_on:
+                self._sending.acquire()
+            self._sending_on = False
+            try:
                 self._endpoint.send_all(replies)
+            finally:
+                self._sending.release()
 
     # --- what waits ---------------------------------------------------------------------------------
 

@@ -67,8 +67,19 @@ class PlainEndpoint:
         client_socket.setblocking(True)
         _tune(client_socket)
 
+    def fileno(self) -> int:
+        """For who waits for it himself."""
+        return self._socket.fileno()
+
     def receive_into(self, target: memoryview) -> int:
         return self._socket.recv_into(target)
+
+    def receive_now(self, target: memoryview) -> int | None:
+        """As `receive_into`, without waiting: None if nothing is there."""
+        try:
+            return self._socket.recv_into(target, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
 
     def receive_exactly(self, target: memoryview) -> int:
         done = 0
@@ -96,17 +107,20 @@ class PlainEndpoint:
             if sent < sum(map(len, some)):
                 self._send_rest(some, sent)
 
+    def send_now(self, parts: Sequence[Bytes]) -> list[Bytes]:
+        """Send as much as there is room for; what is left."""
+        some = parts[:_PARTS_MAX]
+        try:
+            sent = self._socket.sendmsg(some, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return list(parts)
+        if sent == sum(map(len, some)):
+            return list(parts[_PARTS_MAX:])
+        return [*_after(some, sent), *parts[_PARTS_MAX:]]
+
     def _send_rest(self, parts: Sequence[Bytes], sent: int) -> None:
-        pending = [memoryview(part) for part in parts]
-        while pending:
-            index = 0
-            while index < len(pending) and sent >= len(pending[index]):
-                sent -= len(pending[index])
-                index += 1
-            pending = pending[index:]
-            if pending:
-                pending[0] = pending[0][sent:]
-                sent = self._socket.sendmsg(pending)
+        while pending := _after(parts, sent):
+            parts, sent = pending, self._socket.sendmsg(pending)
 
     def set_timeout(self, timeout_s: float | None) -> None:
         self._socket.settimeout(timeout_s)
@@ -206,3 +220,12 @@ def _tune(client_socket: socket.socket) -> None:
     if client_socket.family != socket.AF_UNIX:
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _after(parts: Sequence[Bytes], count: int) -> list[Bytes]:
+    """What is left of `parts` when `count` bytes of them are sent."""
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *parts[index + 1 :]]
+        count -= len(part)
+    return []

@@ -56,7 +56,11 @@ NBD_JOBS = {
 CLIENT_JOBS = {"clients_write": NBD_JOBS["write_4k"], "clients_read": NBD_JOBS["read_4k"]}
 SERVER_COST = {"clients_write": "clients_write_us", "clients_read": "clients_read_us"}
 SEAL = "seal"
-GUEST_JOBS = {"guest_write": diskguest.SEQUENTIAL, "guest_fsync": diskguest.SYNCED}
+GUEST_JOBS = {
+    "guest_write": diskguest.SEQUENTIAL,
+    "guest_lone": diskguest.LONE,
+    "guest_fsync": diskguest.SYNCED,
+}
 
 
 def _nbd(name: str, title: str, at_least: float) -> Measure:
@@ -83,6 +87,7 @@ MEASURES = (
         wanted=dict.fromkeys(SEAL_WRITES, Wanted(Of.MEDIAN, at_most=100)),
     ),
     Measure("guest_write", "guest: sequential writes of 256 KiB", "requests/s", RAW, _GUEST),
+    Measure("guest_lone", "... one at a time", "requests/s", RAW),
     Measure("guest_fsync", "guest: random writes of 4 KiB, fsync each", "requests/s", RAW, _GUEST),
 )
 
