@@ -18,10 +18,10 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import nullcontext
 
+from diskbuf.answers import Answers
 from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.crowd import Crowd
@@ -30,26 +30,18 @@ from diskbuf.errors import (
     DiskbufError,
     ProtocolError,
     RequestError,
-    StoreFullError,
-    StoreReadOnlyError,
-    WriteRefusedError,
 )
 from diskbuf.extents import Bytes, Extent, Kind
 from diskbuf.gate import Admission
 from diskbuf.receiver import READ_AHEAD_BYTES, Receiver
 from diskbuf.wire import (
     PAYLOAD_BYTES_MAX,
-    BlockState,
     Command,
     CommandFlag,
     NbdError,
     Request,
     Terms,
     decode_request,
-    encode_block_status,
-    encode_data_header,
-    encode_error,
-    encode_hole,
     encode_replies,
     encode_reply,
     validate_request,
@@ -82,8 +74,6 @@ _FAST_ZERO = int(CommandFlag.FAST_ZERO)
 _FUA = int(CommandFlag.FUA)
 _CHANGING = frozenset((int(Command.TRIM), int(Command.WRITE_ZEROES)))
 
-_log = logging.getLogger("diskbuf")
-
 
 class Connection:
     """Serves one client out of `buffer` until it leaves, on `terms` that were negotiated; `tail` is what it
@@ -102,9 +92,8 @@ class Connection:
         self._crowd = crowd if crowd is not None and isinstance(endpoint, PlainEndpoint) else None
         self._alone_for = 0  # so many times more, this thread receives whoever else is there
         self._terms = terms
-        self._structured = terms.structured_replies
+        self._answers = Answers(terms, client)
         self._buffer = buffer
-        self._client = client
         self._receiver = Receiver(endpoint, buffer.arena, tail)
         self._replies: list[Bytes] = []
         self._replied = self._replied_bytes = 0
@@ -117,7 +106,6 @@ class Connection:
         self._stalled = False
         self._stopped = False
         self._defect: BaseException | None = None
-        self._failure_logged = False
 
     def serve(self) -> None:
         """Return when the client has said goodbye and all it asked for is answered, or when it hung up, or
@@ -258,7 +246,7 @@ class Connection:
             except RequestError as error:
                 self._answer_changes(valid, changes)
                 valid, changes = [], []
-                self._reply(self._refusal(request, error))
+                self._reply(self._answers.refusal(request, error))
             else:
                 valid.append(request)
                 changes.append(Extent(request.offset, request.length, _DATA, payload))
@@ -271,7 +259,7 @@ class Connection:
                 count, admission = self._buffer.try_changes(changes)
             except DiskbufError as error:
                 for request in valid:
-                    self._reply(self._refusal(request, error))
+                    self._reply(self._answers.refusal(request, error))
                 return
             if count:
                 self._replies.append(encode_replies([request.cookie for request in valid[:count]]))
@@ -290,7 +278,7 @@ class Connection:
             if request.payload_bytes:
                 self._send_replies()  # it may be long in coming
                 self._receiver.drain(request.payload_bytes)
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
             return
         if request.command == _WRITE:
             if request.length >= SLAB_BYTES_MIN:
@@ -301,7 +289,7 @@ class Connection:
         try:
             self._answer(request)
         except DiskbufError as error:
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
 
     def _take_long_write(self, request: Request) -> None:
         """Receive a long payload to where it belongs, if that is this process's memory and need not wait."""
@@ -329,7 +317,7 @@ class Connection:
         """Reply now, or have a worker do it."""
         command = request.command
         if command == _READ:
-            data = self._buffer.try_read(request.offset, request.length, holes=self._structured)
+            data = self._buffer.try_read(request.offset, request.length, holes=self._terms.structured_replies)
             if data is None:
                 self._answer_later(self._store, request, None)
             else:
@@ -347,28 +335,20 @@ class Connection:
         """A trim reads as zeros: both sides must agree on what is there."""
         if request.flags & _FAST_ZERO and not self._buffer.zeroes_fast:
             error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
             return
         keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
         kind = Kind.ZERO if keep else Kind.HOLE
         self._answer_changes([request], [Extent(request.offset, request.length, kind)])
 
     def _reply_data(self, request: Request, data: Bytes) -> None:
-        self._replies += self._data_parts(request, data)
+        self._replies += self._answers.data(request, data)
         self._replied += 1
         self._replied_bytes += len(data)
 
     def _reply(self, parts: list[Bytes]) -> None:
         self._replies += parts
         self._replied += 1
-
-    def _data_parts(self, request: Request, data: Bytes) -> list[Bytes]:
-        """The reply to a read; no data mean that all of it is zeros."""
-        if not self._structured:
-            return [encode_reply(request.cookie), data]
-        if not data:
-            return [encode_hole(request.cookie, request.offset, request.length)]
-        return [encode_data_header(request.cookie, request.offset, request.length), data]
 
     def _send_replies(self) -> None:
         if self._replies:
@@ -423,7 +403,7 @@ class Connection:
         try:
             parts = self._work_on(request, change)
         except DiskbufError as error:
-            parts = self._refusal(request, error)
+            parts = self._answers.refusal(request, error)
         if parts:
             with self._sending:
                 self._endpoint.send_all(parts)
@@ -432,50 +412,18 @@ class Connection:
         """The reply; none if the client has gone before its change has happened."""
         command = request.command
         if command == _READ:
-            return self._data_parts(request, self._buffer.read(request.offset, request.length))
+            return self._answers.data(request, self._buffer.read(request.offset, request.length))
         if command == Command.BLOCK_STATUS:
-            return self._block_status(request)
+            allocations = self._buffer.allocation(request.offset, request.length)
+            return self._answers.block_status(request, allocations)
         if change is not None and not self._buffer.change(change, self._is_stopped):
             return []
         if command == _FLUSH or request.flags & _FUA:
             self._buffer.sync()
         return [encode_reply(request.cookie)]
 
-    def _block_status(self, request: Request) -> list[Bytes]:
-        """A chunk for each context that was selected; there is but one to select, base:allocation."""
-        extents = (
-            (part.length, BlockState.HOLE * part.hole | BlockState.ZERO * part.zero)
-            for part in self._buffer.allocation(request.offset, request.length)
-        )
-        (context,) = self._terms.contexts
-        return [encode_block_status(context, extents, request)]
-
     def _is_stopped(self) -> bool:
         return self._stopped
-
-    def _refusal(self, request: Request, error: DiskbufError) -> list[Bytes]:
-        """The reply that tells the client of a failure; the first one that isn't its own fault is logged."""
-        if isinstance(error, RequestError):
-            code = NbdError(error.code)
-        else:
-            code = _code_of(error)
-            if not self._failure_logged:
-                self._failure_logged = True
-                _log.warning("%s gets errors, this one first: %s", self._client, error)
-        if not self._structured:
-            return [encode_reply(request.cookie, code)]
-        offset = request.offset if request.command == _READ and request.length else None
-        return [encode_error(request.cookie, code, str(error), offset=offset)]
-
-
-def _code_of(error: DiskbufError) -> NbdError:
-    match error:
-        case StoreFullError():
-            return NbdError.ENOSPC
-        case WriteRefusedError() | StoreReadOnlyError():
-            return NbdError.EPERM
-        case _:
-            return NbdError.EIO
 
 
 def _cost_bytes(request: Request) -> int:

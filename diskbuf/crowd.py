@@ -8,7 +8,7 @@ leader: it sends a connection back to its own thread, and goes on. When the lead
 back, another one leads.
 
 Invariants:
-1. while anybody is in the crowd, one of them leads;
+1. while anybody is in the crowd, one thread leads: its own connection's, until that thread has passed on;
 2. a connection is served by the leader only while its own thread is in `serve`.
 """
 
@@ -36,7 +36,6 @@ class Member(Protocol):
 class _Place:
     member: Member
     descriptor: int
-    leads: bool = False
     called: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))  # to lead, or to go
 
 
@@ -48,6 +47,7 @@ class Crowd:
         self._lock = threading.Lock()
         self._epoll = select.epoll()
         self._places: dict[int, _Place] = {}
+        self._leader: _Place | None = None
 
     @contextmanager
     def presence(self) -> Iterator[None]:
@@ -69,12 +69,13 @@ class Crowd:
         """Have a connection served, until it needs its own thread, which calls this. It has a presence."""
         place = _Place(member, descriptor)
         with self._lock:
-            place.leads = not self._places
             self._places[descriptor] = place
+            if self._leader is None:
+                self._leader = place
             self._epoll.register(descriptor, select.EPOLLIN)
-        if not place.leads:
+        if self._leader is not place:
             place.called.acquire()
-        if place.leads:
+        if self._leader is place:
             self._lead(place)
 
     def _lead(self, own: _Place) -> None:
@@ -91,13 +92,12 @@ class Crowd:
         with self._lock:
             del self._places[place.descriptor]
             self._epoll.unregister(place.descriptor)
-        if not place.leads:
+        if place is not self._leader:
             place.called.release()
 
     def _pass_on(self) -> None:
         """Have somebody else lead, if anybody is left."""
         with self._lock:
-            for place in self._places.values():
-                place.leads = True
-                place.called.release()
-                break
+            self._leader = next(iter(self._places.values()), None)
+            if self._leader is not None:
+                self._leader.called.release()

@@ -79,10 +79,8 @@ class MemoryStore:
     def read_view(self, offset: int, length: int) -> memoryview | None:
         return self._bytes[offset : offset + length].toreadonly()
 
-    def write_view(self, offset: int, length: int) -> memoryview:
-        if self._read_only:
-            self._check_writable(offset, length)
-        return self._bytes[offset : offset + length]
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        return None if self._read_only else self._bytes[offset : offset + length]
 
     def note_written(self, offset: int, length: int) -> None:
         first, last = offset // CHUNK_BYTES, -(-(offset + length) // CHUNK_BYTES)

@@ -37,9 +37,11 @@ class Passing:
     def begin(self, offset: int, length: int) -> Extent | None:
         """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,
         for a release waits for it. None if it has to be made as any other."""
-        if self._in_place is None or not self._gate.try_pass():
+        if self._in_place is None or (view := self._in_place.write_view(offset, length)) is None:
             return None
-        change = Extent(offset, length, Kind.DATA, self._in_place.write_view(offset, length))
+        if not self._gate.try_pass():
+            return None
+        change = Extent(offset, length, Kind.DATA, view)
         self._chunks.mark((change,))
         return change
 

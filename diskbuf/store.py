@@ -100,8 +100,8 @@ class Scattering(Protocol):
 class InPlace(Protocol):
     """What a store can do besides, if its bytes are this process's memory."""
 
-    def write_view(self, offset: int, length: int) -> memoryview:
-        """The range itself, to be written to; whoever has done so calls `note_written`."""
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        """The range itself, to be written to, or None; whoever has done so calls `note_written`."""
 
     def note_written(self, offset: int, length: int) -> None:
         """Bytes were written to views of the range."""
