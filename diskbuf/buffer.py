@@ -273,10 +273,13 @@ class DiskBuffer:
     def sync(self) -> None:
         """Return when every change that was answered is as safe as the state makes it: in the store and on
         stable storage if `open`. Raises `StoreError`."""
-        if self._gate.state is State.OPEN:
-            self._store.sync()
-        else:
+        if not self._gate.try_pass():
             self._gate.note_flush()
+            return
+        try:
+            self._store.sync()
+        finally:
+            self._gate.flushed()
 
     @property
     def zeroes_fast(self) -> bool:
@@ -335,7 +338,8 @@ class DiskBuffer:
 
     async def sync_store(self) -> None:
         """Return when all that reached the store is on stable storage, whatever the state."""
-        await self._in_thread(self._sync_store)
+        async with self._store_turn:  # or it could be told of a failure that a release's journal must know of
+            await self._in_thread(self._sync_store)
 
     # --- inside -------------------------------------------------------------------------------------
 
