@@ -45,7 +45,7 @@ class Crowd:
     def __init__(self) -> None:
         self._present = 0
         self._lock = threading.Lock()
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None  # while somebody leads
         self._places: dict[int, _Place] = {}
         self._leader: _Place | None = None
 
@@ -69,35 +69,38 @@ class Crowd:
         """Have a connection served, until it needs its own thread, which calls this. It has a presence."""
         place = _Place(member, descriptor)
         with self._lock:
+            if self._leader is None or self._epoll is None:
+                self._leader, self._epoll = place, select.epoll()
             self._places[descriptor] = place
-            if self._leader is None:
-                self._leader = place
             self._epoll.register(descriptor, select.EPOLLIN)
         if self._leader is not place:
             place.called.acquire()
-        if self._leader is place:
-            self._lead(place)
+        if self._leader is place and self._epoll is not None:
+            self._lead(place, self._epoll)
 
-    def _lead(self, own: _Place) -> None:
+    def _lead(self, own: _Place, epoll: select.epoll) -> None:
         try:
             while own.descriptor in self._places:
-                for descriptor, _ in self._epoll.poll():
+                for descriptor, _ in epoll.poll():
                     place = self._places[descriptor]
                     if not place.member.serve_ready() or not self.crowded:
-                        self._send_back(place)
+                        self._send_back(place, epoll)
         finally:
-            self._pass_on()
+            self._pass_on(epoll)
 
-    def _send_back(self, place: _Place) -> None:
+    def _send_back(self, place: _Place, epoll: select.epoll) -> None:
         with self._lock:
             del self._places[place.descriptor]
-            self._epoll.unregister(place.descriptor)
+            epoll.unregister(place.descriptor)
         if place is not self._leader:
             place.called.release()
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, epoll: select.epoll) -> None:
         """Have somebody else lead, if anybody is left."""
         with self._lock:
             self._leader = next(iter(self._places.values()), None)
             if self._leader is not None:
                 self._leader.called.release()
+            else:
+                self._epoll = None
+                epoll.close()

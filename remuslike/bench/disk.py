@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import trio
 from rich.console import Console
 
 from remuslike.bench import diskguest, diskseal
@@ -24,7 +23,7 @@ from remuslike.bench.environment import record_environment
 from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.fio import DEPTH, Job
-from remuslike.bench.output import check_json_path, check_tools, first_cause, write_json
+from remuslike.bench.output import check_json_path, check_tools, run_to_end, write_json
 from remuslike.bench.view import View
 from remuslike.image import build_image, probe_accelerator
 
@@ -45,6 +44,7 @@ PARTS = ("nbd", "connections", "seal", "guest")
 
 NBDKIT, PLAIN, EPOCHS = "nbdkit", "diskbuf", "diskbuf, 25 ms epochs"
 ONE, TEN = "1 client", f"{CLIENTS} clients"
+NBDKIT_ONE, NBDKIT_TEN = f"{NBDKIT}, {ONE}", f"{NBDKIT}, {TEN}"
 RAW, BUFFERED, JOURNALLED = "QEMU's raw file", EPOCHS, f"{EPOCHS}, journal"
 
 NBD_JOBS = {
@@ -68,6 +68,10 @@ def _nbd(name: str, title: str, at_least: float) -> Measure:
     return Measure(name, title, "requests/s", NBDKIT, wanted, baselines={EPOCHS: PLAIN})
 
 
+def _clients(name: str, title: str, unit: str, wanted: dict[str, Wanted]) -> Measure:
+    return Measure(name, title, unit, ONE, wanted, baselines={NBDKIT_TEN: NBDKIT_ONE})
+
+
 _NO_LESS = {TEN: Wanted(Of.RATIO, at_least=1.0)}
 _NO_MORE = {TEN: Wanted(Of.RATIO, at_most=1.0)}
 _GUEST = dict.fromkeys((BUFFERED, JOURNALLED), Wanted(Of.RATIO, at_least=0.9))
@@ -76,10 +80,10 @@ MEASURES = (
     _nbd("read_4k", "random reads of 4 KiB", 0.6),
     _nbd("write_256k", "sequential writes of 256 KiB", 0.8),
     _nbd("read_256k", "sequential reads of 256 KiB", 0.8),
-    Measure("clients_write", "random writes of 4 KiB, all clients", "requests/s", ONE, _NO_LESS),
-    Measure("clients_write_us", "... the server's processor time each", "µs", ONE, _NO_MORE),
-    Measure("clients_read", "random reads of 4 KiB, all clients", "requests/s", ONE, _NO_LESS),
-    Measure("clients_read_us", "... the server's processor time each", "µs", ONE, _NO_MORE),
+    _clients("clients_write", "random writes of 4 KiB, all clients", "requests/s", _NO_LESS),
+    _clients("clients_write_us", "... the server's processor time each", "µs", _NO_MORE),
+    _clients("clients_read", "random reads of 4 KiB, all clients", "requests/s", _NO_LESS),
+    _clients("clients_read_us", "... the server's processor time each", "µs", _NO_MORE),
     Measure(
         SEAL,
         f"longest seal of {diskseal.SEALS}, holding",
@@ -145,12 +149,17 @@ class DiskBench:
                     self._note(Sample(measure, server.name, number, found.per_s, found.cores))
 
     async def _connections(self, stack: ExitStack) -> None:
-        """Every client has DEPTH requests in flight; the same server serves one and ten of them."""
-        server = self._diskbuf(stack, PLAIN, 0.0)
-        await fill(server, DISK_BYTES)
+        """Every client has DEPTH requests in flight; the same server serves one and ten of them. nbdkit does,
+        too: ten clients take more of the machine, whoever serves them."""
+        ours = self._diskbuf(stack, PLAIN, 0.0)
+        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit.sock", DISK_BYTES)
+        settings = [(ONE, ours, 1), (TEN, ours, CLIENTS)]
+        settings += [(NBDKIT_ONE, nbdkit, 1), (NBDKIT_TEN, nbdkit, CLIENTS)]
+        for server in (ours, nbdkit):
+            await fill(server, DISK_BYTES)
         for number in self._rounds():
             for measure, job in CLIENT_JOBS.items():
-                for setting, clients in _turned([(ONE, 1), (TEN, CLIENTS)], number):
+                for setting, server, clients in _turned(settings, number):
                     found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, clients)
                     self._note(Sample(measure, setting, number, found.per_s, found.cores))
                     self._note(Sample(SERVER_COST[measure], setting, number, found.server_us))
@@ -205,7 +214,8 @@ def _turned(settings: Sequence[_T], number: int) -> Sequence[_T]:
 def run_disk_bench(options: DiskOptions, console: Console) -> Report:
     """Measure, and report on `console` and in `options.json_path`.
 
-    Raises BenchError; whatever happens, no process and no file of the benchmark is left.
+    Raises BenchError, and SystemExit after a report of what there was when a signal ended it; whatever
+    happens, no process and no file of the benchmark is left.
     """
     options.check()
     check_tools(_tools(options.parts))
@@ -213,7 +223,7 @@ def run_disk_bench(options: DiskOptions, console: Console) -> Report:
     view = View(console, MEASURES, part="server")
     with TemporaryDirectory(prefix="remuslike-", dir=options.directory) as directory:
         bench = DiskBench(options, view, Path(directory))
-        trio.run(first_cause, bench.run)
+        interrupted_by = run_to_end(bench.run)
     report = Report(
         benchmark="disk",
         environment=asdict(environment),
@@ -231,6 +241,8 @@ def run_disk_bench(options: DiskOptions, console: Console) -> Report:
     )
     view.report(report)
     write_json(options.json_path, report)
+    if interrupted_by is not None:
+        raise SystemExit(128 + interrupted_by)
     return report
 
 

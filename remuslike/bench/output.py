@@ -10,6 +10,7 @@ from pathlib import Path
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
 from remuslike.bench.figures import Report
+from remuslike.demo.interruption import Interrupted, run_interruptibly
 
 
 def check_json_path(path: Path | None) -> None:
@@ -39,6 +40,16 @@ def check_tools(packages: Mapping[str, str]) -> None:
     for tool, package in packages.items():
         if shutil.which(tool) is None:
             raise BenchEnvironmentError(f"{tool} isn't installed; install it with: apt-get install {package}")
+
+
+def run_to_end(run: Callable[[], Awaitable[None]]) -> int | None:
+    """Run a benchmark to its end, or to a signal that ends it, whose number is returned: what was measured by
+    then is worth a report. Raises MeasurementError."""
+    try:
+        run_interruptibly(run)
+    except Interrupted as interruption:
+        return interruption.number
+    return None
 
 
 async def first_cause(run: Callable[[], Awaitable[None]]) -> None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -77,6 +78,10 @@ async def connected(count: int) -> AsyncIterator[tuple[list[Client], DiskBuffer]
                     client.stream.socket.close()  # and its threads find that out, whatever they wait for
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_each_client_reads_what_it_wrote_whatever_the_others_do() -> None:
     """Short and long payloads, in turns of chance, so that they join and leave all the time."""
     seed = 7
@@ -99,11 +104,13 @@ async def test_each_client_reads_what_it_wrote_whatever_the_others_do() -> None:
 
 
 async def test_whoever_leads_may_leave() -> None:
+    before = descriptors()
     async with connected(4) as (clients, _):
         while clients:
             for client in clients:
                 await client.ask(header(FLUSH))
             clients.pop(0).stream.socket.close()
+    assert descriptors() == before, "descriptors are left"
 
 
 async def test_a_client_that_takes_no_replies_holds_up_itself_only() -> None:
