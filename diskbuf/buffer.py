@@ -30,9 +30,10 @@ from diskbuf.errors import ChunkError, ReleaseError, StateError
 from diskbuf.extents import Bytes, Extent, ExtentMap, Kind
 from diskbuf.gate import Admission, Gate
 from diskbuf.journal import Journal
+from diskbuf.passing import Passing
 from diskbuf.reading import Reading
 from diskbuf.sealed import SealedWrites
-from diskbuf.store import Allocation, Store, apply_extents, write_in_order
+from diskbuf.store import Allocation, Store, apply_extents
 
 _Arguments = TypeVarTuple("_Arguments")
 _T = TypeVar("_T")
@@ -95,6 +96,7 @@ class DiskBuffer:
         self._left_nothing = False  # a release since `hold` did all that an epoch without changes may have to
         self._threads = trio.CapacityLimiter(_ENGINE_THREADS)
         self._chunks = Chunks(store.size_bytes)
+        self.passing = Passing(self._gate, store, self._chunks)
         self._logged_open = False  # the journal may have what the open epoch was when an opening failed
 
     # --- the contract, in the trio thread -----------------------------------------------------------
@@ -226,7 +228,7 @@ class DiskBuffer:
             return 0, Admission.PASSES
         count, admission = self._gate.try_admit(changes)
         if admission is Admission.PASSES:
-            self._pass_through(changes)
+            self.passing.write(changes)
             return count, Admission.HELD
         return count, admission
 
@@ -238,7 +240,7 @@ class DiskBuffer:
         """
         admission = self._gate.admit(extent, abandoned)
         if admission is Admission.PASSES:
-            self._pass_through((extent,))
+            self.passing.write((extent,))
         return admission is not Admission.WAITS
 
     @property
@@ -271,10 +273,13 @@ class DiskBuffer:
     def sync(self) -> None:
         """Return when every change that was answered is as safe as the state makes it: in the store and on
         stable storage if `open`. Raises `StoreError`."""
-        if self._gate.state is State.OPEN:
-            self._store.sync()
-        else:
+        if not self._gate.try_pass():
             self._gate.note_flush()
+            return
+        try:
+            self._store.sync()
+        finally:
+            self._gate.flushed()
 
     @property
     def zeroes_fast(self) -> bool:
@@ -286,8 +291,7 @@ class DiskBuffer:
     def take_dirty_chunks(self) -> np.ndarray:
         """The ascending indices (int64) of the chunks that were written while `open` since the last call.
 
-        A write marks its chunks before it reaches the store and again after, so that whoever reads a chunk
-        in between finds it marked once more. What `open` let out is marked as well.
+        What `open` let out is marked as well.
         """
         return self._chunks.take()
 
@@ -334,7 +338,8 @@ class DiskBuffer:
 
     async def sync_store(self) -> None:
         """Return when all that reached the store is on stable storage, whatever the state."""
-        await self._in_thread(self._sync_store)
+        async with self._store_turn:  # or it could be told of a failure that a release's journal must know of
+            await self._in_thread(self._sync_store)
 
     # --- inside -------------------------------------------------------------------------------------
 
@@ -405,17 +410,6 @@ class DiskBuffer:
     def _sync_store(self) -> None:
         self._leave_journal()
         self._store.sync()
-
-    def _pass_through(self, changes: Sequence[Extent]) -> None:
-        """Write admitted changes to the store, in order."""
-        self._chunks.mark(changes)
-        written = False
-        try:
-            write_in_order(self._store, changes)
-            written = True
-        finally:
-            self._chunks.mark(changes)
-            self._gate.passed(changes, written=written)
 
     async def _write_closed(self, write: Callable[[*_Arguments], bool], *args: *_Arguments) -> None:
         async with self._store_turn:

@@ -6,42 +6,42 @@ workers and are answered when they are done, as the specification allows ("Order
 changes that wait for room have one worker, for they wait for the same; what waits for the store has several,
 so that a disk's queue is kept busy.
 
+With other clients beside it, the thread leaves its part to whoever leads the `crowd`, as long as nothing has
+to be waited for: a long payload, room for a reply, or some of what is in flight.
+
 Invariants:
 1. a request that was given to a worker counts as in flight until its reply is with the kernel: at most
    `IN_FLIGHT_MAX`, and less than `IN_FLIGHT_BYTES_MAX` bytes before the last of them;
-2. replies of the receiving thread leave before it waits for anything.
+2. replies of the receiving thread leave before it waits for anything;
+3. who leads the crowd does all that the receiving thread does, while that sleeps, and never waits.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
+from contextlib import nullcontext
 
+from diskbuf.answers import Answers
+from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
-from diskbuf.endpoint import Endpoint
+from diskbuf.crowd import Crowd
+from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import (
     DiskbufError,
+    ProtocolError,
     RequestError,
-    StoreFullError,
-    StoreReadOnlyError,
-    WriteRefusedError,
 )
 from diskbuf.extents import Bytes, Extent, Kind
 from diskbuf.gate import Admission
-from diskbuf.receiver import Receiver
+from diskbuf.receiver import READ_AHEAD_BYTES, Receiver
 from diskbuf.wire import (
     PAYLOAD_BYTES_MAX,
-    BlockState,
     Command,
     CommandFlag,
     NbdError,
     Request,
     Terms,
     decode_request,
-    encode_block_status,
-    encode_data_header,
-    encode_error,
-    encode_hole,
     encode_replies,
     encode_reply,
     validate_request,
@@ -57,6 +57,9 @@ _STORE_THREADS = 8
 """Store operations of one client at a time: as `buffer.DiskBuffer` allows itself."""
 _GATHER_BYTES = 256 << 10
 """Replies of this size are sent before the next request is looked at: the client takes them meanwhile."""
+_ALONE_FOR = 64
+"""After a long payload, how many requests are received without the crowd: more of them are likely, and a
+thread is better at them."""
 _GATHER_MAX = 16
 """... and so are this many of them."""
 
@@ -71,25 +74,31 @@ _FAST_ZERO = int(CommandFlag.FAST_ZERO)
 _FUA = int(CommandFlag.FUA)
 _CHANGING = frozenset((int(Command.TRIM), int(Command.WRITE_ZEROES)))
 
-_log = logging.getLogger("diskbuf")
-
 
 class Connection:
     """Serves one client out of `buffer` until it leaves, on `terms` that were negotiated; `tail` is what it
     has sent since."""
 
     def __init__(
-        self, endpoint: Endpoint, buffer: DiskBuffer, terms: Terms, client: str, tail: bytes
+        self,
+        endpoint: Endpoint,
+        buffer: DiskBuffer,
+        terms: Terms,
+        client: str,
+        tail: bytes,
+        crowd: Crowd | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._crowd = crowd if crowd is not None and isinstance(endpoint, PlainEndpoint) else None
+        self._alone_for = 0  # so many times more, this thread receives whoever else is there
         self._terms = terms
-        self._structured = terms.structured_replies
+        self._answers = Answers(terms, client)
         self._buffer = buffer
-        self._client = client
         self._receiver = Receiver(endpoint, buffer.arena, tail)
         self._replies: list[Bytes] = []
         self._replied = self._replied_bytes = 0
         self._sending = threading.Lock()
+        self._sending_on = False  # the leader has sent a part of the replies, and keeps the lock for the rest
         self._room = Workers(1, "room")
         self._store = Workers(_STORE_THREADS, "store")
         self._flight = threading.Condition()
@@ -97,7 +106,6 @@ class Connection:
         self._stalled = False
         self._stopped = False
         self._defect: BaseException | None = None
-        self._failure_logged = False
 
     def serve(self) -> None:
         """Return when the client has said goodbye and all it asked for is answered, or when it hung up, or
@@ -107,7 +115,9 @@ class Connection:
         left.
         """
         try:
-            if self._receive_requests():
+            with nullcontext() if self._crowd is None else self._crowd.presence():
+                left = self._receive_requests()
+            if left:
                 self._await_flight(1, 1)
         except OSError:
             if not self._stopped:
@@ -149,6 +159,10 @@ class Connection:
             header = self._receiver.header()
             if header is None:
                 self._send_replies()
+                if self._crowd is not None and self._crowd.crowded and not self._alone_for:
+                    self._join(self._crowd)
+                    continue
+                self._alone_for = max(self._alone_for - 1, 0)
                 if not self._receiver.fill():
                     return False
                 continue
@@ -161,6 +175,67 @@ class Connection:
             if self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX:
                 self._send_replies()
 
+    def _join(self, crowd: Crowd) -> None:
+        """Sleep until there is something for this thread."""
+        assert isinstance(self._endpoint, PlainEndpoint)
+        self._alone_for = 1  # at least: whatever it is is found by receiving
+        crowd.serve(self, self._endpoint.fileno())
+
+    def serve_ready(self) -> bool:
+        """See `crowd.Member`. In the leader's thread."""
+        assert isinstance(self._endpoint, PlainEndpoint)
+        try:
+            return (
+                self._receiver.fill_now(self._endpoint)
+                and self._take_ready(self._endpoint)
+                and self._send_now(self._endpoint)
+            )
+        except (OSError, ProtocolError):
+            return False  # the receiving thread finds it again
+        except BaseException as defect:
+            self._defect = defect
+            self.stop()
+            return False
+
+    def _take_ready(self, endpoint: PlainEndpoint) -> bool:
+        """Take the requests that are there; False at the first that may have to be waited for."""
+        while True:
+            count_max = IN_FLIGHT_MAX - self._in_flight
+            if count_max <= 0 or self._in_flight_bytes + READ_AHEAD_BYTES > IN_FLIGHT_BYTES_MAX:
+                return False
+            writes, payloads = self._receiver.short_writes(count_max)
+            if writes:
+                self._answer_writes(writes, payloads)
+                continue
+            header = self._receiver.next_header()
+            if header is None:
+                return True
+            request = decode_request(header)
+            del header  # a view, that would keep its slab from being used again
+            if request.command == _WRITE:
+                # The rest of a short one comes soon; what else there may be is the receiving thread's.
+                return request.length < SLAB_BYTES_MIN
+            if request.command == _DISC:
+                return False
+            self._receiver.header()
+            self._take(request)
+            enough = self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX
+            if enough and not self._send_now(endpoint):
+                return False
+
+    def _send_now(self, endpoint: PlainEndpoint) -> bool:
+        """Send the replies; False if something is left, for which there is no room."""
+        if not self._replies:
+            return True
+        if not self._sending.acquire(blocking=False):
+            return False
+        self._replies = endpoint.send_now(self._replies)
+        self._replied = self._replied_bytes = 0
+        self._sending_on = bool(self._replies)  # nobody else's reply may get in between
+        if not self._sending_on:
+            self._sending.release()
+        return not self._sending_on
+
     def _answer_writes(self, requests: list[Request], payloads: list[memoryview]) -> None:
         """Answer short writes that came together now, or have them answered."""
         valid: list[Request] = []
@@ -171,7 +246,7 @@ class Connection:
             except RequestError as error:
                 self._answer_changes(valid, changes)
                 valid, changes = [], []
-                self._reply(self._refusal(request, error))
+                self._reply(self._answers.refusal(request, error))
             else:
                 valid.append(request)
                 changes.append(Extent(request.offset, request.length, _DATA, payload))
@@ -184,7 +259,7 @@ class Connection:
                 count, admission = self._buffer.try_changes(changes)
             except DiskbufError as error:
                 for request in valid:
-                    self._reply(self._refusal(request, error))
+                    self._reply(self._answers.refusal(request, error))
                 return
             if count:
                 self._replies.append(encode_replies([request.cookie for request in valid[:count]]))
@@ -203,30 +278,52 @@ class Connection:
             if request.payload_bytes:
                 self._send_replies()  # it may be long in coming
                 self._receiver.drain(request.payload_bytes)
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
             return
-        payload = self._payload(request.length) if request.command == _WRITE else None
+        if request.command == _WRITE:
+            if request.length >= SLAB_BYTES_MIN:
+                self._take_long_write(request)
+            else:
+                self._answer_changes([request], [self._change(request.offset, request.length)])
+            return
         try:
-            self._answer(request, payload)
+            self._answer(request)
         except DiskbufError as error:
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
 
-    def _payload(self, length: int) -> memoryview:
+    def _take_long_write(self, request: Request) -> None:
+        """Receive a long payload to where it belongs, if that is this process's memory and need not wait."""
+        _, _, cookie, offset, length = request
+        self._alone_for = _ALONE_FOR
+        received = 0
+        if (passing := self._buffer.passing.begin(offset, length)) is not None:
+            self._send_replies()
+            try:
+                received = self._receiver.payload_soon(passing.data)
+            finally:
+                self._buffer.passing.end(passing, received)
+            if received == length:
+                self._reply([encode_reply(cookie)])
+                return
+        self._answer_changes([request], [self._change(offset + received, length - received)])
+
+    def _change(self, offset: int, length: int) -> Extent:
+        """Receive the payload of a write."""
         if self._receiver.waits_for(length):
             self._send_replies()
-        return self._receiver.payload(length)
+        return Extent(offset, length, _DATA, self._receiver.payload(length))
 
-    def _answer(self, request: Request, payload: memoryview | None) -> None:
+    def _answer(self, request: Request) -> None:
         """Reply now, or have a worker do it."""
         command = request.command
         if command == _READ:
-            data = self._buffer.try_read(request.offset, request.length, holes=self._structured)
+            data = self._buffer.try_read(request.offset, request.length, holes=self._terms.structured_replies)
             if data is None:
                 self._answer_later(self._store, request, None)
             else:
                 self._reply_data(request, data)
-        elif payload is not None or command in _CHANGING:
-            self._answer_change(request, _change_of(request, payload))
+        elif command in _CHANGING:
+            self._answer_zeroing(request)
         elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits):
             if command == _FLUSH:
                 self._buffer.note_flush()
@@ -234,15 +331,18 @@ class Connection:
         else:
             self._answer_later(self._store, request, None)
 
-    def _answer_change(self, request: Request, change: Extent) -> None:
+    def _answer_zeroing(self, request: Request) -> None:
+        """A trim reads as zeros: both sides must agree on what is there."""
         if request.flags & _FAST_ZERO and not self._buffer.zeroes_fast:
             error = RequestError(NbdError.ENOTSUP, "the store may have to write the zeros")
-            self._reply(self._refusal(request, error))
+            self._reply(self._answers.refusal(request, error))
             return
-        self._answer_changes([request], [change])
+        keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
+        kind = Kind.ZERO if keep else Kind.HOLE
+        self._answer_changes([request], [Extent(request.offset, request.length, kind)])
 
     def _reply_data(self, request: Request, data: Bytes) -> None:
-        self._replies += self._data_parts(request, data)
+        self._replies += self._answers.data(request, data)
         self._replied += 1
         self._replied_bytes += len(data)
 
@@ -250,20 +350,17 @@ class Connection:
         self._replies += parts
         self._replied += 1
 
-    def _data_parts(self, request: Request, data: Bytes) -> list[Bytes]:
-        """The reply to a read; no data mean that all of it is zeros."""
-        if not self._structured:
-            return [encode_reply(request.cookie), data]
-        if not data:
-            return [encode_hole(request.cookie, request.offset, request.length)]
-        return [encode_data_header(request.cookie, request.offset, request.length), data]
-
     def _send_replies(self) -> None:
         if self._replies:
             replies, self._replies = self._replies, []
             self._replied = self._replied_bytes = 0
-            with self._sending:
+            if not self._sending_on:
+                self._sending.acquire()
+            self._sending_on = False
+            try:
                 self._endpoint.send_all(replies)
+            finally:
+                self._sending.release()
 
     # --- what waits ---------------------------------------------------------------------------------
 
@@ -306,7 +403,7 @@ class Connection:
         try:
             parts = self._work_on(request, change)
         except DiskbufError as error:
-            parts = self._refusal(request, error)
+            parts = self._answers.refusal(request, error)
         if parts:
             with self._sending:
                 self._endpoint.send_all(parts)
@@ -315,60 +412,20 @@ class Connection:
         """The reply; none if the client has gone before its change has happened."""
         command = request.command
         if command == _READ:
-            return self._data_parts(request, self._buffer.read(request.offset, request.length))
+            return self._answers.data(request, self._buffer.read(request.offset, request.length))
         if command == Command.BLOCK_STATUS:
-            return self._block_status(request)
+            allocations = self._buffer.allocation(request.offset, request.length)
+            return self._answers.block_status(request, allocations)
         if change is not None and not self._buffer.change(change, self._is_stopped):
             return []
         if command == _FLUSH or request.flags & _FUA:
             self._buffer.sync()
         return [encode_reply(request.cookie)]
 
-    def _block_status(self, request: Request) -> list[Bytes]:
-        """A chunk for each context that was selected; there is but one to select, base:allocation."""
-        extents = (
-            (part.length, BlockState.HOLE * part.hole | BlockState.ZERO * part.zero)
-            for part in self._buffer.allocation(request.offset, request.length)
-        )
-        (context,) = self._terms.contexts
-        return [encode_block_status(context, extents, request)]
-
     def _is_stopped(self) -> bool:
         return self._stopped
-
-    def _refusal(self, request: Request, error: DiskbufError) -> list[Bytes]:
-        """The reply that tells the client of a failure; the first one that isn't its own fault is logged."""
-        if isinstance(error, RequestError):
-            code = NbdError(error.code)
-        else:
-            code = _code_of(error)
-            if not self._failure_logged:
-                self._failure_logged = True
-                _log.warning("%s gets errors, this one first: %s", self._client, error)
-        if not self._structured:
-            return [encode_reply(request.cookie, code)]
-        offset = request.offset if request.command == _READ and request.length else None
-        return [encode_error(request.cookie, code, str(error), offset=offset)]
-
-
-def _code_of(error: DiskbufError) -> NbdError:
-    match error:
-        case StoreFullError():
-            return NbdError.ENOSPC
-        case WriteRefusedError() | StoreReadOnlyError():
-            return NbdError.EPERM
-        case _:
-            return NbdError.EIO
 
 
 def _cost_bytes(request: Request) -> int:
     """What a request in flight makes the server remember, in either direction."""
     return request.length if request.command in (_READ, _WRITE) else 0
-
-
-def _change_of(request: Request, payload: memoryview | None) -> Extent:
-    """What a valid writing request does to the disk. A trim reads as zeros: both sides must agree on it."""
-    if payload is not None:
-        return Extent(request.offset, request.length, Kind.DATA, payload)
-    keep = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.NO_HOLE
-    return Extent(request.offset, request.length, Kind.ZERO if keep else Kind.HOLE)

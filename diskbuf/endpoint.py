@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,11 +19,17 @@ from diskbuf.extents import Bytes
 
 _T = TypeVar("_T")
 
+_TIMEVAL = struct.Struct("ll")
+
 SOCKET_BUFFER_BYTES = 4 << 20
 """Room in the kernel for 16 reads of 256 KiB: the server goes on while the client takes them."""
 
+SOON_S = 0.1
+"""How long a change that is under way in the store may wait for its client, and a release for it."""
+
 _PARTS_MAX = 1024
 """IOV_MAX of Linux."""
+_SOON, _EVER = _TIMEVAL.pack(0, int(SOON_S * 1e6)), _TIMEVAL.pack(0, 0)
 _RECORD_BYTES_MAX = 16384
 """The most that one TLS record carries."""
 
@@ -35,6 +42,9 @@ class Endpoint(Protocol):
 
     def receive_exactly(self, target: memoryview) -> int:
         """Fill `target`; how much of it was filled before the client hung up."""
+
+    def receive_soon(self, target: memoryview) -> int:
+        """Fill `target`, or as much of it as comes within SOON_S; how much, perhaps nothing."""
 
     def send_all(self, parts: Sequence[Bytes]) -> None:
         """Send the parts one after another."""
@@ -57,8 +67,19 @@ class PlainEndpoint:
         client_socket.setblocking(True)
         _tune(client_socket)
 
+    def fileno(self) -> int:
+        """For who waits for it himself."""
+        return self._socket.fileno()
+
     def receive_into(self, target: memoryview) -> int:
         return self._socket.recv_into(target)
+
+    def receive_now(self, target: memoryview) -> int | None:
+        """As `receive_into`, without waiting: None if nothing is there."""
+        try:
+            return self._socket.recv_into(target, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
 
     def receive_exactly(self, target: memoryview) -> int:
         done = 0
@@ -69,6 +90,16 @@ class PlainEndpoint:
             done += received
         return done
 
+    def receive_soon(self, target: memoryview) -> int:
+        # Here the kernel waits, not Python, whose own timeouts cost two more system calls a piece.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SOON)
+        try:
+            return self._socket.recv_into(target, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            return 0
+        finally:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _EVER)
+
     def send_all(self, parts: Sequence[Bytes]) -> None:
         for first in range(0, len(parts), _PARTS_MAX):
             some = parts[first : first + _PARTS_MAX]
@@ -76,17 +107,20 @@ class PlainEndpoint:
             if sent < sum(map(len, some)):
                 self._send_rest(some, sent)
 
+    def send_now(self, parts: Sequence[Bytes]) -> list[Bytes]:
+        """Send as much as there is room for; what is left."""
+        some = parts[:_PARTS_MAX]
+        try:
+            sent = self._socket.sendmsg(some, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return list(parts)
+        if sent == sum(map(len, some)):
+            return list(parts[_PARTS_MAX:])
+        return [*_after(some, sent), *parts[_PARTS_MAX:]]
+
     def _send_rest(self, parts: Sequence[Bytes], sent: int) -> None:
-        pending = [memoryview(part) for part in parts]
-        while pending:
-            index = 0
-            while index < len(pending) and sent >= len(pending[index]):
-                sent -= len(pending[index])
-                index += 1
-            pending = pending[index:]
-            if pending:
-                pending[0] = pending[0][sent:]
-                sent = self._socket.sendmsg(pending)
+        while pending := _after(parts, sent):
+            parts, sent = pending, self._socket.sendmsg(pending)
 
     def set_timeout(self, timeout_s: float | None) -> None:
         self._socket.settimeout(timeout_s)
@@ -131,6 +165,9 @@ class TlsEndpoint:
                 break
             done += received
         return done
+
+    def receive_soon(self, target: memoryview) -> int:
+        return 0  # what comes is decrypted in pieces of 16 KiB, by the side of which a copy is nothing
 
     def send_all(self, parts: Sequence[Bytes]) -> None:
         """Small parts go in records together; OpenSSL takes one buffer at a time."""
@@ -183,3 +220,12 @@ def _tune(client_socket: socket.socket) -> None:
     if client_socket.family != socket.AF_UNIX:
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _after(parts: Sequence[Bytes], count: int) -> list[Bytes]:
+    """What is left of `parts` when `count` bytes of them are sent."""
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *parts[index + 1 :]]
+        count -= len(part)
+    return []

@@ -5,7 +5,8 @@ no seal, and nobody's write, waits for a store.
 
 Invariants:
 1. a change is held, passes or is refused by the state at one instant, under the lock;
-2. what passes is counted until it is in the store (`passing`): held epochs are let out behind it;
+2. what passes is counted until it is in the store, and a flush until it is answered (`passing`): held
+   epochs are let out behind them, so that no flush is told of a failure that a journal must know of;
 3. whoever waits is woken by everything that may end its wait, and then asks for the state again.
 """
 
@@ -89,6 +90,20 @@ class Gate:
                 self._wait()
             return Admission.WAITS
 
+    def try_pass(self) -> bool:
+        """Whether one change or flush passes now, which is then counted until `passed` or `flushed`; nothing
+        is refused."""
+        with self._lock:
+            passes = self.state is State.OPEN and not self.read_only
+            self._passing += passes
+            return passes
+
+    def flushed(self) -> None:
+        """A flush that passed is over."""
+        with self._lock:
+            self._passing -= 1
+            self._note_passed()
+
     def note_flush(self) -> None:
         """A flush is answered. While holding that is an output, too: the guest goes on as if all was safe."""
         if self._untold:
@@ -102,8 +117,7 @@ class Gate:
             if written:
                 self._released_items += len(changes)
                 self._released_bytes += sum(map(held_bytes, changes))
-            if not self._passing and self.state is not State.OPEN:  # while it is open nobody waits for that
-                self._look_again()
+            self._note_passed()
 
     @property
     def waiting(self) -> int:
@@ -307,6 +321,10 @@ class Gate:
         reason = "its store is read-only" if self.read_only else f"the buffer is {self.state}"
         extent = changes[0]
         raise WriteRefusedError(f"write of {extent.length} bytes at {extent.offset} refused: {reason}")
+
+    def _note_passed(self) -> None:
+        if not self._passing and self.state is not State.OPEN:  # while it is open nobody waits for that
+            self._look_again()
 
     def _note_output(self) -> None:
         if self._untold:

@@ -193,10 +193,10 @@ class Journal:
         repeated with the same extents: what is durable already isn't written to the ring again.
         """
         with self._appending:
-            if not self._is_logged(epoch, extents):
-                if stopped():
-                    return False
-                self._append([encode_epoch(epoch, extents)], [extents], may_apply=True)
+            logged = self._is_logged(epoch, extents)
+            if not logged and stopped():
+                return False
+            self._append([] if logged else [encode_epoch(epoch, extents)], [extents], may_apply=True)
         self.apply(epoch)
         return True
 
@@ -277,12 +277,13 @@ class Journal:
     def _append(
         self, encoded: list[EncodedEpoch], extents: list[Sequence[Extent]], *, may_apply: bool
     ) -> None:
-        """Make epochs durable. Under `_appending`."""
-        if not encoded:
-            return
+        """Make epochs durable. Under `_appending`. None at all are epochs without changes, in which the guest
+        may have asked for a flush."""
         if self._applied_in_doubt:
             self.retire()
         self._sync_passed_through()
+        if not encoded:
+            return
         self._make_room(sum(one.record_bytes for one in encoded), may_apply)
         headers = self._ring.append(encoded)
         with self._state:

@@ -79,6 +79,16 @@ class MemoryStore:
     def read_view(self, offset: int, length: int) -> memoryview | None:
         return self._bytes[offset : offset + length].toreadonly()
 
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        return None if self._read_only else self._bytes[offset : offset + length]
+
+    def note_written(self, offset: int, length: int) -> None:
+        first, last = offset // CHUNK_BYTES, -(-(offset + length) // CHUNK_BYTES)
+        if last - first == 1:
+            self._allocated[first] = 1
+        else:
+            self._allocated[first:last] = b"\1" * (last - first)
+
     def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
         if self._read_only:
             self._check_writable(offset, sum(map(len, pieces)))
@@ -91,11 +101,7 @@ class MemoryStore:
             else:
                 _copy_without_gil(target[position:end], piece)
             position = end
-        first, last = offset // CHUNK_BYTES, -(-position // CHUNK_BYTES)
-        if last - first == 1:
-            self._allocated[first] = 1
-        else:
-            self._allocated[first:last] = b"\1" * (last - first)
+        self.note_written(offset, position - offset)
 
     def write_scattered(self, extents: Sequence[Extent]) -> None:
         """See `Scattering.write_scattered`."""

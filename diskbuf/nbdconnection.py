@@ -28,6 +28,9 @@ CONNECT_S = 10.0
 """What connecting and negotiating may take, TLS included."""
 STALL_S = 30.0
 """After this long without a sign of life from a TCP peer that owes one, the kernel gives it up."""
+SILENT_S = 60.0
+"""After this long without a byte from a server that owes one, be it stopped or stuck, its connection counts
+as lost: twice what Linux gives a disk to answer."""
 _CLOSE_S = 1.0
 """What a farewell may take; it is a courtesy."""
 
@@ -205,7 +208,8 @@ class NbdConnection:
                 return
         try:
             while not batch.done:
-                self._step(None)
+                if not self._step(SILENT_S):
+                    self._shut_down()
         except nbd.Error as error:
             raise LostError(error.string) from error
         finally:
@@ -223,8 +227,9 @@ class NbdConnection:
                     return
             self._watched = False
 
-    def _step(self, timeout_s: float | None) -> None:
-        """Wait for the socket, and let libnbd do what it can; completions run in here."""
+    def _step(self, timeout_s: float) -> bool:
+        """Wait for the socket, and let libnbd do what it can; completions run in here. False if nothing came
+        in time."""
         handle = self._handle
         direction = handle.aio_get_direction()
         poll = select.poll()
@@ -234,7 +239,7 @@ class NbdConnection:
         )
         socket_descriptor = handle.aio_get_fd()
         poll.register(socket_descriptor, events)
-        ready = dict(poll.poll(None if timeout_s is None else max(timeout_s, 0) * 1e3))
+        ready = dict(poll.poll(max(timeout_s, 0) * 1e3))
         if self._wake in ready:
             os.eventfd_read(self._wake)
         happened = ready.get(socket_descriptor, 0)
@@ -243,9 +248,15 @@ class NbdConnection:
             handle.aio_notify_read()
         elif happened and direction & nbd.AIO_DIRECTION_WRITE:
             handle.aio_notify_write()
+        return bool(ready)
+
+    def _shut_down(self) -> None:
+        """Have libnbd find that the server hung up, and end all that waits for it."""
+        with socket.socket(fileno=os.dup(self._handle.aio_get_fd())) as peer, suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
 
     def _keep_alive(self) -> None:
-        """A peer that vanished without a word must be noticed; a unix socket's can't."""
+        """A peer that vanished without a word must be noticed soon; a unix socket's can't."""
         with socket.socket(fileno=os.dup(self._handle.aio_get_fd())) as peer:
             if peer.family in (socket.AF_INET, socket.AF_INET6):
                 for level, option, value in _KEEPALIVE:

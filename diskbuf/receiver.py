@@ -11,7 +11,7 @@ of that only a header is read.
 from __future__ import annotations
 
 from diskbuf.arena import SLAB_BYTES_MIN, Arena
-from diskbuf.endpoint import Endpoint
+from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import ProtocolError
 from diskbuf.wire import DRAIN_BYTES_MAX, REQUEST_BYTES, Request, decode_writes
 
@@ -42,10 +42,16 @@ class Receiver:
         self._start = start + REQUEST_BYTES
         return self._buffer[start : start + REQUEST_BYTES]
 
-    def short_writes(self) -> tuple[list[Request], list[memoryview]]:
-        """The short writes that are whole in the read-ahead buffer, up to the first other request."""
+    def next_header(self) -> memoryview | None:
+        """What `header` would return, which is then to be asked for it."""
+        start = self._start
+        return None if self._end - start < REQUEST_BYTES else self._buffer[start : start + REQUEST_BYTES]
+
+    def short_writes(self, count_max: int | None = None) -> tuple[list[Request], list[memoryview]]:
+        """The short writes that are whole in the read-ahead buffer, up to the first other request, and up to
+        `count_max` of them."""
         requests, payloads, self._start = decode_writes(
-            self._buffer, self._start, self._end, SLAB_BYTES_MIN - 1
+            self._buffer, self._start, self._end, SLAB_BYTES_MIN - 1, count_max
         )
         if payloads and not self._shared:
             return requests, [memoryview(bytes(payload)) for payload in payloads]
@@ -53,11 +59,17 @@ class Receiver:
             self._lent = True
         return requests, payloads
 
+    def fill_now(self, endpoint: PlainEndpoint) -> bool:
+        """Receive what has come, without waiting; False if there won't be more, which `fill` finds again."""
+        self._make_room()
+        received = endpoint.receive_now(self._buffer[self._end :])
+        self._end += received or 0
+        return received != 0
+
     def fill(self) -> bool:
         """Receive more of a header; False if the client hung up, which it should do between requests only."""
         left = self._end - self._start
-        if not self._lent or len(self._buffer) - self._end < _ROOM_BYTES_MIN:
-            self._renew()
+        self._make_room()
         wanted = REQUEST_BYTES - left if self._long else len(self._buffer)
         self._long = False
         received = self._endpoint.receive_into(self._buffer[self._end : self._end + wanted])
@@ -82,6 +94,17 @@ class Receiver:
             self._lent = True
             return self._buffer[start:end]
         return memoryview(bytes(self._buffer[start:end]))
+
+    def payload_soon(self, target: memoryview) -> int:
+        """Fill `target` with the next bytes, or as much of it as the client sends soon; how much."""
+        start, there = self._start, min(self._end - self._start, len(target))
+        if there:
+            target[:there] = self._buffer[start : start + there]
+            self._start = start + there
+        if there < len(target):
+            there += self._endpoint.receive_soon(target[there:] if there else target)
+        self._long = self._start == self._end
+        return there
 
     def drain(self, length: int) -> None:
         """Throw the next `length` bytes away, to find the next request behind a refused write."""
@@ -118,6 +141,10 @@ class Receiver:
             left = self._end - self._start
             raise ProtocolError(f"hung up after {left} of a write's {length} bytes")
         self._end += received
+
+    def _make_room(self) -> None:
+        if not self._lent or len(self._buffer) - self._end < _ROOM_BYTES_MIN:
+            self._renew()
 
     def _renew(self) -> None:
         """Go on at the front of a buffer that nobody else has views of, with what is left."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from diskbuf.buffer import DiskBuffer
+from diskbuf.crowd import Crowd
 from diskbuf.errors import SocketError, SocketInUseError
 from diskbuf.session import Session
 from diskbuf.wire import Export, check_export_name, export_flags
@@ -103,6 +104,7 @@ class Clients:
             check_export_name(name): Export(buffer.size_bytes, export_flags(buffer.read_only))
             for name, buffer in exports.items()
         }
+        self._crowd = Crowd()
         self._threads = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     @property
@@ -123,7 +125,13 @@ class Clients:
                 )
                 return
             session = Session(
-                client_socket, client, self._buffers, self._exports, self._tls, self._negotiation_s
+                client_socket,
+                client,
+                self._buffers,
+                self._exports,
+                self._tls,
+                self._negotiation_s,
+                self._crowd,
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_when_cancelled, session)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from diskbuf.buffer import DiskBuffer
 from diskbuf.connection import Connection
+from diskbuf.crowd import Crowd
 from diskbuf.endpoint import Endpoint, PlainEndpoint, TlsEndpoint
 from diskbuf.errors import ProtocolError
 from diskbuf.negotiation import Negotiation, Tls
@@ -36,7 +37,9 @@ class Session:
         exports: Mapping[str, Export],
         tls: ssl.SSLContext | None,
         negotiation_s: float,
+        crowd: Crowd,
     ) -> None:
+        self._crowd = crowd
         self._client = client
         self._buffers = buffers
         self._tls = tls
@@ -55,7 +58,12 @@ class Session:
             terms = self._negotiation.terms
             if terms is not None:
                 connection = Connection(
-                    self._endpoint, self._buffers[terms.name], terms, self._client, self._negotiation.tail
+                    self._endpoint,
+                    self._buffers[terms.name],
+                    terms,
+                    self._client,
+                    self._negotiation.tail,
+                    self._crowd,
                 )
                 with self._changing:
                     self._connection = connection

@@ -96,6 +96,17 @@ class Scattering(Protocol):
         """Write extents of data, none longer than SCATTERED_BYTES_MAX, in order if they overlap."""
 
 
+@runtime_checkable
+class InPlace(Protocol):
+    """What a store can do besides, if its bytes are this process's memory."""
+
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        """The range itself, to be written to, or None; whoever has done so calls `note_written`."""
+
+    def note_written(self, offset: int, length: int) -> None:
+        """Bytes were written to views of the range."""
+
+
 def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
     """Write ascending extents to the store, neighbours together. Repeating it changes nothing more.
 

@@ -277,11 +277,11 @@ def decode_request(header: bytes | memoryview) -> Request:
 
 
 def decode_writes(
-    received: memoryview, start: int, end: int, payload_bytes_max: int
+    received: memoryview, start: int, end: int, payload_bytes_max: int, count_max: int | None = None
 ) -> tuple[list[Request], list[memoryview], int]:
     """The writes, one behind the other from `start` on, that are whole before `end` and none longer than
-    `payload_bytes_max`; their payloads, which are views, and where the first request begins that is none of
-    them. For `decode_request` in any case, which judges it."""
+    `payload_bytes_max`, `count_max` at most; their payloads, which are views, and where the first request
+    begins that is none of them. For `decode_request` in any case, which judges it."""
     requests: list[Request] = []
     payloads: list[memoryview] = []
     unpack = _REQUEST.unpack_from
@@ -293,6 +293,8 @@ def decode_writes(
         requests.append(Request(flags, command, cookie, offset, length))
         payloads.append(received[payload:after])
         start = after
+        if len(requests) == count_max:
+            break
     return requests, payloads, start
 
 

@@ -44,6 +44,7 @@ PARTS = ("nbd", "connections", "seal", "guest")
 
 NBDKIT, PLAIN, EPOCHS = "nbdkit", "diskbuf", "diskbuf, 25 ms epochs"
 ONE, TEN = "1 client", f"{CLIENTS} clients"
+NBDKIT_ONE, NBDKIT_TEN = f"{NBDKIT}, {ONE}", f"{NBDKIT}, {TEN}"
 RAW, BUFFERED, JOURNALLED = "QEMU's raw file", EPOCHS, f"{EPOCHS}, journal"
 
 NBD_JOBS = {
@@ -55,12 +56,20 @@ NBD_JOBS = {
 CLIENT_JOBS = {"clients_write": NBD_JOBS["write_4k"], "clients_read": NBD_JOBS["read_4k"]}
 SERVER_COST = {"clients_write": "clients_write_us", "clients_read": "clients_read_us"}
 SEAL = "seal"
-GUEST_JOBS = {"guest_write": diskguest.SEQUENTIAL, "guest_fsync": diskguest.SYNCED}
+GUEST_JOBS = {
+    "guest_write": diskguest.SEQUENTIAL,
+    "guest_lone": diskguest.LONE,
+    "guest_fsync": diskguest.SYNCED,
+}
 
 
 def _nbd(name: str, title: str, at_least: float) -> Measure:
     wanted = {PLAIN: Wanted(Of.RATIO, at_least=at_least), EPOCHS: Wanted(Of.RATIO, at_least=0.85)}
     return Measure(name, title, "requests/s", NBDKIT, wanted, baselines={EPOCHS: PLAIN})
+
+
+def _clients(name: str, title: str, unit: str, wanted: dict[str, Wanted]) -> Measure:
+    return Measure(name, title, unit, ONE, wanted, baselines={NBDKIT_TEN: NBDKIT_ONE})
 
 
 _NO_LESS = {TEN: Wanted(Of.RATIO, at_least=1.0)}
@@ -71,10 +80,10 @@ MEASURES = (
     _nbd("read_4k", "random reads of 4 KiB", 0.6),
     _nbd("write_256k", "sequential writes of 256 KiB", 0.8),
     _nbd("read_256k", "sequential reads of 256 KiB", 0.8),
-    Measure("clients_write", "random writes of 4 KiB, all clients", "requests/s", ONE, _NO_LESS),
-    Measure("clients_write_us", "... the server's processor time each", "µs", ONE, _NO_MORE),
-    Measure("clients_read", "random reads of 4 KiB, all clients", "requests/s", ONE, _NO_LESS),
-    Measure("clients_read_us", "... the server's processor time each", "µs", ONE, _NO_MORE),
+    _clients("clients_write", "random writes of 4 KiB, all clients", "requests/s", _NO_LESS),
+    _clients("clients_write_us", "... the server's processor time each", "µs", _NO_MORE),
+    _clients("clients_read", "random reads of 4 KiB, all clients", "requests/s", _NO_LESS),
+    _clients("clients_read_us", "... the server's processor time each", "µs", _NO_MORE),
     Measure(
         SEAL,
         f"longest seal of {diskseal.SEALS}, holding",
@@ -82,6 +91,7 @@ MEASURES = (
         wanted=dict.fromkeys(SEAL_WRITES, Wanted(Of.MEDIAN, at_most=100)),
     ),
     Measure("guest_write", "guest: sequential writes of 256 KiB", "requests/s", RAW, _GUEST),
+    Measure("guest_lone", "... one at a time", "requests/s", RAW),
     Measure("guest_fsync", "guest: random writes of 4 KiB, fsync each", "requests/s", RAW, _GUEST),
 )
 
@@ -139,12 +149,17 @@ class DiskBench:
                     self._note(Sample(measure, server.name, number, found.per_s, found.cores))
 
     async def _connections(self, stack: ExitStack) -> None:
-        """Every client has DEPTH requests in flight; the same server serves one and ten of them."""
-        server = self._diskbuf(stack, PLAIN, 0.0)
-        await fill(server, DISK_BYTES)
+        """Every client has DEPTH requests in flight; the same server serves one and ten of them. nbdkit does,
+        too: ten clients take more of the machine, whoever serves them."""
+        ours = self._diskbuf(stack, PLAIN, 0.0)
+        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit.sock", DISK_BYTES)
+        settings = [(ONE, ours, 1), (TEN, ours, CLIENTS)]
+        settings += [(NBDKIT_ONE, nbdkit, 1), (NBDKIT_TEN, nbdkit, CLIENTS)]
+        for server in (ours, nbdkit):
+            await fill(server, DISK_BYTES)
         for number in self._rounds():
             for measure, job in CLIENT_JOBS.items():
-                for setting, clients in _turned([(ONE, 1), (TEN, CLIENTS)], number):
+                for setting, server, clients in _turned(settings, number):
                     found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, clients)
                     self._note(Sample(measure, setting, number, found.per_s, found.cores))
                     self._note(Sample(SERVER_COST[measure], setting, number, found.server_us))

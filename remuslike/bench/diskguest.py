@@ -10,15 +10,17 @@ import trio
 
 from remuslike.bench.diskservers import start_diskbuf
 from remuslike.bench.errors import MeasurementError
-from remuslike.bench.fio import Job, read_rate
+from remuslike.bench.fio import DEPTH, Job, read_rate
 from remuslike.bench.machine import Agent, quote, start_disk_guest
 from remuslike.bench.traffic import usage
 from remuslike.image import Accelerator, GuestImage
 
 DISK_BYTES = 256 << 20
-_IN_GUEST = ("--filename=/dev/vdb", "--direct=1", "--ioengine=psync")
-SEQUENTIAL = Job("write", 256 << 10, _IN_GUEST)
-SYNCED = Job("randwrite", 4 << 10, (*_IN_GUEST, "--fsync=1"))
+_IN_GUEST = ("--filename=/dev/vdb", "--direct=1")
+_LONE = (*_IN_GUEST, "--ioengine=psync")
+SEQUENTIAL = Job("write", 256 << 10, (*_IN_GUEST, "--ioengine=libaio", f"--iodepth={DEPTH}"))
+LONE = Job("write", 256 << 10, _LONE)
+SYNCED = Job("randwrite", 4 << 10, (*_LONE, "--fsync=1"))
 _FILL_S = 300.0
 _PATIENCE_S = 60.0
 

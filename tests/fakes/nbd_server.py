@@ -7,6 +7,7 @@ wait for the server; and while a server is dead, clients wait for the next one, 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -55,6 +56,11 @@ class NbdServer:
             self._process.kill()
             self._process.wait(STOP_S)
             self._process = None
+
+    def stop(self) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def wait_until_dead(self) -> None:
         if self._process is not None:

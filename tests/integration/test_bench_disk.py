@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from remuslike.bench.disk import BUFFERED, EPOCHS, JOURNALLED, NBDKIT, ONE, PLAIN, RAW, TEN
+from remuslike.bench.disk import (
+    BUFFERED,
+    EPOCHS,
+    JOURNALLED,
+    NBDKIT,
+    NBDKIT_ONE,
+    NBDKIT_TEN,
+    ONE,
+    PLAIN,
+    RAW,
+    TEN,
+)
 
 LIMIT_S = 240
 REMUSLIKE = str(Path(sys.executable).with_name("remuslike"))
@@ -45,14 +56,15 @@ def test_servers_are_measured_side_by_side(tmp_path: Path) -> None:
     for measure in ("write_4k", "read_4k", "write_256k", "read_256k"):
         assert settings_of(document, measure) == {NBDKIT, PLAIN, EPOCHS}
     for measure in ("clients_write", "clients_write_us", "clients_read", "clients_read_us"):
-        assert settings_of(document, measure) == {ONE, TEN}
+        assert settings_of(document, measure) == {ONE, TEN, NBDKIT_ONE, NBDKIT_TEN}
     baselines = {figure["setting"]: figure["baseline"] for figure in document["figures"]}
-    assert baselines == {NBDKIT: None, PLAIN: NBDKIT, EPOCHS: PLAIN, ONE: None, TEN: ONE}
+    ratios = {PLAIN: NBDKIT, EPOCHS: PLAIN, TEN: ONE, NBDKIT_ONE: ONE, NBDKIT_TEN: NBDKIT_ONE}
+    assert baselines == {NBDKIT: None, ONE: None, **ratios}
 
 
 @pytest.mark.qemu
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 isn't installed")
 def test_guests_are_measured_where_qemu_is_installed(tmp_path: Path) -> None:
     document = measured(tmp_path, "guest")
-    for measure in ("guest_write", "guest_fsync"):
+    for measure in ("guest_write", "guest_lone", "guest_fsync"):
         assert settings_of(document, measure) == {RAW, BUFFERED, JOURNALLED}

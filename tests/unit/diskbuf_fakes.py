@@ -45,6 +45,12 @@ class FakeStore:
     def read_view(self, offset: int, length: int) -> memoryview | None:
         return memoryview(self.image)[offset : offset + length] if self.in_memory else None
 
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        return memoryview(self.image)[offset : offset + length] if self.in_memory else None
+
+    def note_written(self, offset: int, length: int) -> None:
+        pass
+
     def allocation(self, offset: int, length: int) -> list[Allocation]:
         return [Allocation(length, hole=False, zero=False)]
 

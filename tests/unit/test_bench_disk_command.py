@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -23,7 +25,7 @@ from remuslike.cli.bench import bench
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[DiskOptions]:
     """Runs of the benchmark, which only note what they were asked for."""
     calls: list[DiskOptions] = []
-    monkeypatch.setattr(disk, "run_disk_bench", lambda options, console: calls.append(options))
+    monkeypatch.setattr(disk, "run_disk_bench", lambda options, console: calls.append(options) or 0)
     return calls
 
 
@@ -88,3 +90,20 @@ def test_the_seals_are_reported_as_a_table_and_as_json(
     document = json.loads(path.read_text())
     assert {figure["setting"] for figure in document["figures"]} == {*SEAL_WRITES}
     assert [sample["measure"] for sample in document["samples"]] == [SEAL] * 2 * len(SEAL_WRITES)
+
+
+def test_what_was_measured_before_a_signal_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([1.0, 2.0])
+
+    async def longest_seal_us(_writes: object) -> float:
+        if (value := next(values, None)) is None:
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        assert value is not None
+        return value
+
+    monkeypatch.setattr(disk.diskseal, "longest_seal_us", longest_seal_us)
+    path = tmp_path / "report.json"
+    options = DiskOptions(repeat=9, parts=("seal",), json_path=path)
+    assert run_disk_bench(options, Console(file=io.StringIO())) == 128 + signal.SIGINT
+    assert [sample["value"] for sample in json.loads(path.read_text())["samples"]] == [1.0, 2.0]

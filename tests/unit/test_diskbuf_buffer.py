@@ -24,6 +24,7 @@ from diskbuf.errors import (
     SealError,
     StateError,
     StoreFullError,
+    StoreIOError,
     UnknownEpochError,
     WriteRefusedError,
 )
@@ -804,6 +805,52 @@ async def test_release_may_mean_stable_storage(store: FakeStore) -> None:
     assert store.operations == [("write", 0, b"x"), ("sync",)]
     await buffer.sync_store()
     assert store.operations[2:] == [("sync",)]
+
+
+async def test_a_release_waits_for_a_flush_that_began_before(buffer: DiskBuffer, store: FakeStore) -> None:
+    """Of two syncs at once one is told of a failure: a flush must not be, of what an epoch has written."""
+    await buffer.open()
+    store.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread(buffer.sync))
+        await entered(store)
+        buffer.hold(1)
+        buffer.write(0, b"x")
+        buffer.seal(1)
+        nursery.start_soon(buffer.release, 1)
+        await waiting(buffer, 1)
+        assert not store.entered.acquire(blocking=False)
+        store.proceed()
+    assert store.operations == [("sync",), ("write", 0, b"x")]
+
+
+async def test_a_failed_flush_lets_the_release_go_on(buffer: DiskBuffer, store: FakeStore) -> None:
+    await buffer.open()
+    store.failure = StoreIOError("broken by design")
+    with pytest.raises(StoreIOError, match="by design"):
+        await buffer.flush()
+    store.failure = None
+    buffer.hold(1)
+    buffer.write(0, b"x")
+    buffer.seal(1)
+    with trio.fail_after(WAIT_S):
+        await buffer.release(1)
+
+
+async def test_the_engine_s_sync_does_not_run_beside_a_release(buffer: DiskBuffer, store: FakeStore) -> None:
+    buffer.hold(1)
+    buffer.write(0, b"x")
+    buffer.seal(1)
+    store.stall()
+    with trio.CancelScope() as impatient:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(buffer.release, 1)
+            await entered(store)
+            nursery.start_soon(buffer.sync_store)
+            await wait_all_tasks_blocked()
+            impatient.cancel()  # what has begun goes on to its end
+            store.proceed()
+    assert store.operations == [("write", 0, b"x")]
 
 
 async def test_epoch_without_changes_synchronises_only_what_passed_before_the_hold() -> None:

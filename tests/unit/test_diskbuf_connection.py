@@ -4,7 +4,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.connection import IN_FLIGHT_MAX, Connection
+from diskbuf.crowd import Crowd
 from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import (
     ProtocolError,
@@ -49,6 +50,22 @@ TALK_S = 20
 """Far beyond what any conversation takes: a server that hangs fails its test."""
 
 
+@pytest.fixture(params=["alone", "in a crowd"], autouse=True, scope="module")
+def crowd(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every conversation is held by a connection's own thread, and by a leader's."""
+    global _crowd
+    if request.param == "alone":
+        yield
+        return
+    _crowd = Crowd()
+    with _crowd.presence():
+        yield
+    _crowd = None
+
+
+_crowd: Crowd | None = None
+
+
 def header(command: int, offset: int = 0, length: int = 0, *, flags: int = 0, cookie: int = 0) -> bytes:
     return struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length)
 
@@ -64,6 +81,10 @@ class Client:
     store: FakeStore
     buffer: DiskBuffer
     connection: Connection
+
+    @property
+    def memory(self) -> bytearray:
+        return self.store.image
 
     async def send(self, data: bytes) -> None:
         while data:
@@ -127,7 +148,7 @@ async def converse(
     buffer.hold(1)
     ours, theirs = socket.socketpair()
     connection = Connection(
-        endpoint(theirs), buffer, terms(size_bytes, structured=structured), "client", tail
+        endpoint(theirs), buffer, terms(size_bytes, structured=structured), "client", tail, _crowd
     )
 
     async def serve() -> None:
@@ -515,7 +536,7 @@ async def test_client_that_takes_no_replies_stalls_nobody_and_can_be_stopped() -
             client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
 
         def send_all(self, parts: Sequence[Bytes]) -> None:
-            if sum(map(len, parts)) > length:
+            if sum(map(len, parts)) > length // 2:  # the leader of a crowd has sent the beginning
                 sending.set()
             super().send_all(parts)
 
@@ -637,3 +658,43 @@ async def test_a_reply_does_not_wait_for_a_payload_that_is_refused() -> None:
         await client.send(DISCONNECT)
 
     await converse(talk)
+
+
+async def test_long_writes_go_to_an_open_store_in_memory_as_they_come() -> None:
+    length = SLAB_BYTES_MIN
+
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        await client.send(header(Command.WRITE, 1, length, cookie=1) + b"a" * (length - 1))
+        while client.memory[length - 1] != ord("a"):
+            await trio.lowlevel.checkpoint()
+        await client.send(b"z")
+        assert await client.reply() == (1, 0, b"")
+        assert client.memory[: length + 2] == b"\0" + b"a" * (length - 1) + b"z\0"
+        assert client.buffer.take_dirty_chunks().tolist() == [0]
+        assert client.buffer.statistics().released_bytes == length
+        assert client.store.operations == []
+
+    await converse(talk, size_bytes=2 * length, in_memory=True)
+
+
+async def test_a_release_does_not_wait_for_a_client_in_the_midst_of_a_long_write() -> None:
+    """What has come is in the store, and as unanswered as it is unsafe; the rest belongs to the epoch."""
+    length = SLAB_BYTES_MIN
+
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        await client.send(header(Command.WRITE, 0, length, cookie=1) + b"open")
+        while client.memory[:4] != b"open":
+            await trio.lowlevel.checkpoint()
+        client.buffer.hold(1)
+        client.buffer.write(length, b"held")
+        client.buffer.seal(1)
+        await client.buffer.release(1)
+        await client.send(b"h" * (length - 4))
+        assert await client.reply() == (1, 0, b"")
+        (held,) = client.buffer.held_writes().extents
+        assert (held.offset, held.data) == (4, b"h" * (length - 4))
+        assert client.memory[: length + 4] == b"open" + bytes(length - 4) + b"held"
+
+    await converse(talk, size_bytes=2 * length, in_memory=True)

@@ -304,6 +304,21 @@ def test_the_first_epoch_after_others_wrote_waits_for_a_sync(journal: Journal, s
         journal.quiesce()
 
 
+def test_an_epoch_without_changes_waits_for_what_others_wrote(journal: Journal, store: FakeStore) -> None:
+    """A flush that was answered in it covers that."""
+    journal.commit(1, (), never)
+    assert store.operations == [("sync",)]
+    journal.commit(2, (), never)
+    assert store.operations == [("sync",)], "others wrote nothing since"
+    journal.quiesce()
+    journal.log(3, ())
+    assert store.operations == [("sync",), ("sync",)]
+    journal.quiesce()
+    store.failure = StoreIOError("broken by design")
+    with pytest.raises(StoreIOError, match="before its journal began is lost"):
+        journal.commit(4, (), never)
+
+
 def test_quiesce_applies_and_leaves_nothing_to_recover(
     journal: Journal, store: FakeStore, path: Path
 ) -> None:

@@ -202,6 +202,19 @@ def test_many_threads_survive_the_loss_of_the_server(serve: Serve, opened: Open,
     assert read(store, 0, len(expected)) == expected
 
 
+def test_a_stopped_server_is_given_up(serve: Serve, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve("memory", "4M")
+    store = opened(server, reconnect_s=GONE_S)
+    monkeypatch.setattr("diskbuf.nbdconnection.SILENT_S", GONE_S)
+    monkeypatch.setattr("diskbuf.nbdconnection.CONNECT_S", GONE_S)
+    server.stop()
+    with ThreadPoolExecutor() as threads:
+        writes = [threads.submit(store.write, number * 512, [b"x"]) for number in range(4)]
+        for write in writes:
+            with pytest.raises(StoreIOError, match=r"no NBD server answered within 0\.2 s; start its"):
+                write.result(THREAD_S)
+
+
 def test_what_a_lost_server_may_have_lost_is_told_once(serve: Serve, opened: Open, image: Path) -> None:
     server = serve("file", str(image))
     store = opened(server)

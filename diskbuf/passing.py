@@ -1,0 +1,55 @@
+"""Changes that go to the store at once, because the buffer is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diskbuf.chunks import Chunks
+from diskbuf.extents import Extent, Kind
+from diskbuf.gate import Gate
+from diskbuf.store import InPlace, Store, write_in_order
+
+
+class Passing:
+    """What the gate lets pass, on its way. Every method may be called from any thread.
+
+    A write marks its chunks before it reaches the store and again after, so that whoever reads a chunk in
+    between finds it marked once more.
+    """
+
+    def __init__(self, gate: Gate, store: Store, chunks: Chunks) -> None:
+        self._gate = gate
+        self._store = store
+        self._in_place = store if isinstance(store, InPlace) else None
+        self._chunks = chunks
+
+    def write(self, changes: Sequence[Extent]) -> None:
+        """Write changes that were let pass, in order. Raises `StoreError`."""
+        self._chunks.mark(changes)
+        written = False
+        try:
+            write_in_order(self._store, changes)
+            written = True
+        finally:
+            self._chunks.mark(changes)
+            self._gate.passed(changes, written=written)
+
+    def begin(self, offset: int, length: int) -> Extent | None:
+        """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,
+        for a release waits for it. None if it has to be made as any other."""
+        if self._in_place is None or (view := self._in_place.write_view(offset, length)) is None:
+            return None
+        if not self._gate.try_pass():
+            return None
+        change = Extent(offset, length, Kind.DATA, view)
+        self._chunks.mark((change,))
+        return change
+
+    def end(self, change: Extent, written_bytes: int) -> None:
+        """So many bytes of a change were received. Of a client that hung up a part stays: as of any write
+        that isn't answered, nobody may count on either."""
+        assert self._in_place is not None, "nothing began"
+        if written_bytes:
+            self._in_place.note_written(change.offset, written_bytes)
+        self._chunks.mark((change,))
+        self._gate.passed((change,), written=written_bytes == change.length)
