@@ -54,9 +54,10 @@ class DiskBuffer:
     """Holds the writes to one disk per epoch, and releases them into `store` only on `release`.
 
     `limit_bytes` bounds what is held: at it, writes wait. It is exceeded by at most one request, and by what
-    `prepare` admits, which is what the clients have in flight. As much memory again may be kept for the
-    payloads to come, and for overwritten ones beside what is held. `depth` bounds the sealed, unreleased
-    epochs.
+    `prepare` admits, which is what the clients have in flight. The memory that this takes is up to three
+    times as much: payloads in slabs, and slabs for those to come, take `limit_bytes` at most, overwritten
+    ones beside what is held included; payloads of their own are at most twice what is left of them. `depth`
+    bounds the sealed, unreleased epochs.
 
     With a `journal` an epoch gets into the store wholly or not at all, whatever crashes. With `sync_releases`
     an epoch counts as released only when it is on stable storage. `on_step` hears how far a release is.

@@ -152,7 +152,7 @@ class DiskBench:
         """Every client has DEPTH requests in flight; the same server serves one and ten of them. nbdkit does,
         too: ten clients take more of the machine, whoever serves them."""
         ours = self._diskbuf(stack, PLAIN, 0.0)
-        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit.sock", DISK_BYTES)
+        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit-clients.sock", DISK_BYTES)
         settings = [(ONE, ours, 1), (TEN, ours, CLIENTS)]
         settings += [(NBDKIT_ONE, nbdkit, 1), (NBDKIT_TEN, nbdkit, CLIENTS)]
         for server in (ours, nbdkit):

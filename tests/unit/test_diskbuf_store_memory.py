@@ -51,6 +51,20 @@ def test_a_view_outlives_the_store() -> None:
     assert view == b"still here"
 
 
+def test_what_is_written_in_place_is_there_and_allocated() -> None:
+    store = MemoryStore(4 * CHUNK_BYTES)
+    view = store.write_view(CHUNK_BYTES - 1, CHUNK_BYTES + 2)
+    assert view is not None
+    view[:] = b"x" * len(view)
+    store.note_written(CHUNK_BYTES - 1, len(view))
+    assert store.read_view(CHUNK_BYTES - 2, len(view) + 2) == b"\0" + b"x" * len(view) + b"\0"
+    assert store.allocation(0, 4 * CHUNK_BYTES) == [
+        Allocation(3 * CHUNK_BYTES, hole=False, zero=False),
+        Allocation(CHUNK_BYTES, hole=True, zero=True),
+    ]
+    assert MemoryStore(CHUNK_BYTES, read_only=True).write_view(0, 1) is None
+
+
 @pytest.mark.parametrize("size_bytes", [0, -1, 1 << 60])
 def test_sizes_that_no_machine_has_are_refused(size_bytes: int) -> None:
     with pytest.raises(StoreOpenError, match=f"a size of {size_bytes} bytes; give one between 1 and"):
