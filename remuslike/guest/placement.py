@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ from remuslike.errors import GuestError
 _PROCESSOR = 36
 _STAT_BYTES = 1024
 
+_current_processor = ctypes.CDLL(None).sched_getcpu
+
 
 class Placement:
     """Keeps this thread apart from the main thread of process `pid` in a pause, and from the guest's virtual
@@ -21,9 +24,8 @@ class Placement:
     woken. Being real-time this thread then stays, and QEMU, which has more to do, waits for it in the run
     queue while another processor is idle.
 
-    The same with a virtual CPU. In a pause its processor is idle, so this thread moves there; and a real-time
-    thread wakes where it ran last, whoever has run there since, for of idle processors the kernel takes no
-    account.
+    The same with a virtual CPU: a real-time thread wakes where it ran last, whoever has run there since, for
+    of idle processors the kernel takes no account.
     """
 
     def __init__(self, pid: int, virtual_cpus: Sequence[int]) -> None:
@@ -32,8 +34,8 @@ class Placement:
         with ExitStack() as opened:
             self._main = _Thread(pid, pid)
             opened.callback(self._main.close)
-            # Half of the processors are left for us: threads that are started later inherit the choice.
-            few = virtual_cpus if len(virtual_cpus) * 2 <= len(self._allowed) else ()
+            # With as many of them as there are processors no place is better than another.
+            few = virtual_cpus if len(virtual_cpus) < len(self._allowed) else ()
             self._virtual_cpus = []
             for thread in few:
                 self._virtual_cpus.append(_Thread(pid, thread))
@@ -47,13 +49,16 @@ class Placement:
             os.sched_setaffinity(0, others)
 
     def make_way(self) -> None:
-        """From now on run where no virtual CPU does now, if they take half of the processors at most."""
+        """Leave a processor that a virtual CPU runs on, or would if we didn't, for one that none does."""
         theirs = {thread.processor() for thread in self._virtual_cpus}
-        if theirs:
-            os.sched_setaffinity(0, self._allowed - theirs)
+        if _current_processor() in theirs and (others := self._allowed - theirs):
+            # Once is enough, for there this thread will wake. A choice that was kept would be inherited by
+            # threads that are started later, which have to go where there is room.
+            os.sched_setaffinity(0, others)
+            os.sched_setaffinity(0, self._allowed)
 
     def go_anywhere(self) -> None:
-        """The end of both. A thread that was started before, though, keeps to what this one had then."""
+        """The end of that. A thread that was started meanwhile keeps to what this one had then."""
         os.sched_setaffinity(0, self._allowed)
 
     def close(self) -> None:

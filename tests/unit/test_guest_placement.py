@@ -76,24 +76,45 @@ def virtual_cpu_on(processor: int) -> Iterator[int]:
         process.wait()
 
 
+@contextmanager
+def this_thread_on(processor: int) -> Iterator[set[int]]:
+    """Gives what it is allowed otherwise."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processor})
+    try:
+        yield allowed
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @several_processors
-def test_it_leaves_the_processor_of_a_virtual_cpu_to_it() -> None:
-    here, allowed = min(os.sched_getaffinity(0)), os.sched_getaffinity(0)
+def test_it_leaves_the_processor_of_a_virtual_cpu() -> None:
+    here = min(os.sched_getaffinity(0))
     with virtual_cpu_on(here) as process:
         placement = Placement(process, [process])
-        try:
+        with this_thread_on(here) as allowed:
             placement.make_way()
-            assert os.sched_getaffinity(0) == allowed - {here}
-        finally:
-            placement.go_anywhere()
-            placement.close()
-        assert os.sched_getaffinity(0) == allowed
+            # That it may run anywhere again shows that it was moved.
+            assert os.sched_getaffinity(0) == allowed
+        placement.close()
 
 
-def test_it_makes_no_way_for_more_virtual_cpus_than_half_of_the_processors() -> None:
-    allowed = os.sched_getaffinity(0)
-    with virtual_cpu_on(min(allowed)) as process:
-        placement = Placement(process, [process] * (len(allowed) // 2 + 1))
-        placement.make_way()
-        assert os.sched_getaffinity(0) == allowed
+@several_processors
+def test_it_stays_where_no_virtual_cpu_is() -> None:
+    here, there = sorted(os.sched_getaffinity(0))[:2]
+    with virtual_cpu_on(there) as process:
+        placement = Placement(process, [process])
+        with this_thread_on(here):
+            placement.make_way()
+            assert os.sched_getaffinity(0) == {here}
+        placement.close()
+
+
+def test_with_as_many_virtual_cpus_as_processors_it_stays() -> None:
+    here = min(os.sched_getaffinity(0))
+    with virtual_cpu_on(here) as process:
+        placement = Placement(process, [process] * len(os.sched_getaffinity(0)))
+        with this_thread_on(here):
+            placement.make_way()
+            assert os.sched_getaffinity(0) == {here}
         placement.close()
