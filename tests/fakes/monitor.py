@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from typing import Any
 
@@ -46,10 +45,6 @@ class FakeMonitor:
 
     async def say_bytes(self, data: bytes) -> None:
         await self._stream.send_all(data)
-
-    def say_at_once(self, message: dict[str, Any]) -> None:
-        """As `say`, of a short message, while the event loop stands still."""
-        os.write(self._stream.socket.fileno(), json.dumps(message).encode() + b"\r\n")
 
     async def answer(self, value: Any) -> dict[str, Any]:
         """Hear a command and return `value` to it; the command."""

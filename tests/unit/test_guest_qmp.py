@@ -316,24 +316,6 @@ async def test_waiting_at_once_ends_at_its_limit(client: Client) -> None:
         assert await client.qmp.wait(stop) == "late"
 
 
-async def test_it_may_stay_awake_while_it_waits(client: Client) -> None:
-    async with client.running() as monitor:
-        stop = client.qmp.send("stop")
-        real, timeouts = client.qmp._readable, []
-
-        class AnsweredAtTheThirdLook:
-            def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
-                timeouts.append(timeout_ms)
-                if len(timeouts) == 3:
-                    monitor.say_at_once({"return": {}})
-                return real.poll(timeout_ms)
-
-        client.qmp._readable = AnsweredAtTheThirdLook()  # type: ignore[assignment]
-        client.qmp.wait_at_once(stop, limit_s=60, awake_s=60)
-        assert stop.answered.is_set()
-        assert timeouts == [0, 0, 0]
-
-
 @pytest.mark.parametrize("rubbish", [b"garbage\n", None], ids=["garbage", "hung up"])
 async def test_a_monitor_that_breaks_while_waited_for_at_once_fails_the_command(
     client: Client, rubbish: bytes | None

@@ -172,19 +172,6 @@ class TestTracking:
                 assert capture.devices == b"devices of a paused guest"
                 assert int(capture.pages[capture.indices.tolist().index(2), 0]) == value
 
-    async def test_outside_of_a_pause_threads_may_be_started_anywhere(self, tmp_path: Path) -> None:
-        allowed = os.sched_getaffinity(0)
-        async with guest_of(tmp_path) as guest:
-            await guest.attach()
-            await guest.resume()
-            assert os.sched_getaffinity(0) == allowed
-            await guest.pause(capture_follows=True)
-            await guest.capture()
-            assert os.sched_getaffinity(0) == allowed
-            await guest.resume()
-            await guest.pause(capture_follows=True)
-        assert os.sched_getaffinity(0) == allowed  # nobody captured, for the guest is gone
-
     async def test_device_state_is_each_captures_own(self, tmp_path: Path) -> None:
         async with guest_of(tmp_path) as guest:
             await guest.attach()
