@@ -1,10 +1,10 @@
-"""Which processor this thread runs on, while QEMU and the guest work beside it."""
+"""Which processor this thread runs on, while QEMU works beside it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from remuslike.errors import GuestError
 
@@ -14,63 +14,35 @@ _STAT_BYTES = 1024
 
 
 class Placement:
-    """Keeps this thread apart from the main thread of process `pid` in a pause, and from the guest's virtual
-    CPUs otherwise.
+    """Keeps this thread and the main thread of process `pid` apart.
 
     QEMU's answer wakes this thread on QEMU's own processor, as the scheduler does with whoever wakes and is
     woken. Being real-time this thread then stays, and QEMU, which has more to do, waits for it in the run
     queue while another processor is idle.
-
-    The same with a virtual CPU. In a pause its processor is idle, so this thread moves there; and a real-time
-    thread wakes where it ran last, whoever has run there since, for of idle processors the kernel takes no
-    account.
     """
 
-    def __init__(self, pid: int, virtual_cpus: Sequence[int]) -> None:
-        """`virtual_cpus`: the threads that they are."""
+    def __init__(self, pid: int) -> None:
         self._allowed = os.sched_getaffinity(0)
-        with ExitStack() as opened:
-            self._main = _Thread(pid, pid)
-            opened.callback(self._main.close)
-            # Half of the processors are left for us: threads that are started later inherit the choice.
-            few = virtual_cpus if len(virtual_cpus) * 2 <= len(self._allowed) else ()
-            self._virtual_cpus = []
-            for thread in few:
-                self._virtual_cpus.append(_Thread(pid, thread))
-                opened.callback(self._virtual_cpus[-1].close)
-            self._opened = opened.pop_all()
-
-    def stand_apart(self) -> None:
-        """From now on run on any processor but QEMU's, if this thread may run on two."""
-        others = self._allowed - {self._main.processor()}
-        if others:
-            os.sched_setaffinity(0, others)
-
-    def make_way(self) -> None:
-        """From now on run where no virtual CPU does now, if they take half of the processors at most."""
-        theirs = {thread.processor() for thread in self._virtual_cpus}
-        if theirs:
-            os.sched_setaffinity(0, self._allowed - theirs)
-
-    def go_anywhere(self) -> None:
-        """The end of both. A thread that was started before, though, keeps to what this one had then."""
-        os.sched_setaffinity(0, self._allowed)
-
-    def close(self) -> None:
-        self._opened.close()
-
-
-class _Thread:
-    """Where a thread of another process runs, or did last."""
-
-    def __init__(self, pid: int, thread: int) -> None:
         try:
-            self._stat = os.open(f"/proc/{pid}/task/{thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            self._stat = os.open(f"/proc/{pid}/task/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise GuestError(f"QEMU (process {pid}) is gone: {error}") from error
 
-    def processor(self) -> int | None:
-        """None if it is gone."""
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within the block this thread runs on any processor but QEMU's, if it may run on two."""
+        others = self._allowed - {self._processor()}
+        if not others:
+            yield
+            return
+        os.sched_setaffinity(0, others)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self._allowed)
+
+    def _processor(self) -> int | None:
+        """QEMU's at this moment; None if it is gone."""
         try:
             fields = os.pread(self._stat, _STAT_BYTES, 0).rpartition(b")")[2].split()
         except ProcessLookupError:

@@ -150,16 +150,12 @@ class Qmp:
             self._break("QEMU doesn't read its monitor")
             raise GuestError(f"{line[:80].decode()}…: QEMU doesn't read its monitor")
 
-    def wait_at_once(self, command: Command, limit_s: float, awake_s: float = 0.0) -> None:
-        """Wait for its answer with the event loop standing still, for `limit_s` at most; for the first
-        `awake_s` of it without giving the processor up."""
-        began = time.monotonic()
-        until = began + limit_s
+    def wait_at_once(self, command: Command, limit_s: float) -> None:
+        """Wait for its answer with the event loop standing still, for `limit_s` at most."""
+        until = time.monotonic() + limit_s
         while not command.answered.is_set():
-            while not (there := self._readable.poll(0)) and time.monotonic() < began + awake_s:
-                pass
             # What has come by the limit counts, even if we were not running when it did.
-            if not there and not self._readable.poll(max(0.0, until - time.monotonic()) * 1e3):
+            if not self._readable.poll(max(0.0, until - time.monotonic()) * 1e3):
                 return
             try:
                 self._receive()

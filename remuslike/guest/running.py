@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 
 import numpy as np
 import structlog
@@ -25,8 +26,6 @@ _INLINE_PAGES_MAX = 4096
 # So long the event loop stands still for an answer of QEMU's in a pause, as it does for scan and copy: half
 # of what would make a heartbeat late. A QEMU that takes longer is waited for as anything else is.
 _AT_ONCE_S = 0.01
-# So long it asks again and again whether QEMU has resumed the guest, which takes a third of it.
-_AWAKE_S = 0.001
 
 
 class QemuGuest:
@@ -62,25 +61,19 @@ class QemuGuest:
             stop = self._process.qmp.send("stop")
             if capture_follows:
                 self._saving = self._begin_save()
-                if self._placement is not None:
-                    # Where QEMU's thread is going to run has been decided: mostly not here, where we run.
-                    self._placement.stand_apart()
             await self._answered(stop)
             self._running = False
 
     async def resume(self) -> None:
         if not self._running:
             try:
-                # Not asleep: our processor would count as idle, and be given to the guest.
-                await self._answered(self._process.qmp.send("cont"), awake_s=_AWAKE_S)
+                await self._answered(self._process.qmp.send("cont"))
             finally:
                 self._urgency.end()
             self._running = True
-            if self._placement is not None:
-                self._placement.make_way()
 
-    async def _answered(self, command: Command, awake_s: float = 0.0) -> None:
-        self._process.qmp.wait_at_once(command, _AT_ONCE_S, awake_s)
+    async def _answered(self, command: Command) -> None:
+        self._process.qmp.wait_at_once(command, _AT_ONCE_S)
         await self._process.qmp.wait(command)
 
     def adopt_running(self) -> None:
@@ -93,8 +86,7 @@ class QemuGuest:
         tracking = await trio.to_thread.run_sync(open_tracker, definition, self.pid, memory)
         log.info("tracker.chosen", tracker=tracking.name, reason=tracking.reason)
         self._tracking = tracking
-        processors = await self._process.qmp.execute("query-cpus-fast")
-        self._placement = Placement(self.pid, [processor["thread-id"] for processor in processors])
+        self._placement = Placement(self.pid)
 
     @property
     def tracker(self) -> str | None:
@@ -128,21 +120,18 @@ class QemuGuest:
         assert not self._running, "a capture needs a paused guest"
         began = time.perf_counter()
         save, self._saving = self._saving or self._begin_save(), None
-        try:
-            if self.page_count > self._attached().tracker.inline_pages_max:
-                self._go_anywhere()
-                indices = await self.dirty_pages()
-            else:
+        if self.page_count > self._attached().tracker.inline_pages_max:
+            indices = await self.dirty_pages()
+        else:
+            with self._apart():
                 indices = self._scan()
-            scanned = time.perf_counter()
-            if len(indices) > _INLINE_PAGES_MAX:
-                self._go_anywhere()
-                pages = await trio.to_thread.run_sync(self._copy, indices)
-            else:
+        scanned = time.perf_counter()
+        if len(indices) > _INLINE_PAGES_MAX:
+            pages = await trio.to_thread.run_sync(self._copy, indices)
+        else:
+            with self._apart():
                 pages = self._copy(indices)
-            copied = time.perf_counter()
-        finally:
-            self._go_anywhere()
+        copied = time.perf_counter()
         await self._answered(save)
         saved = time.perf_counter()
         return Capture(
@@ -154,10 +143,10 @@ class QemuGuest:
             devices_ms=(saved - began) * 1e3,
         )
 
-    def _go_anywhere(self) -> None:
-        """Before a thread may be started, which would keep to our processors for its life."""
-        if self._placement is not None:
-            self._placement.go_anywhere()
+    def _apart(self) -> AbstractContextManager[None]:
+        """Nothing within it may await: threads that were started meanwhile would keep to our processor."""
+        assert self._placement is not None, "attach comes first"
+        return self._placement.apart()
 
     def _copy(self, indices: Indices) -> Pages:
         number = self._next_staging
@@ -182,7 +171,6 @@ class QemuGuest:
         await self.pause(capture_follows=True)
         try:
             save, self._saving = self._saving or self._begin_save(), None
-            self._go_anywhere()
             await self._answered(save)
         finally:
             await self.resume()
@@ -190,7 +178,6 @@ class QemuGuest:
 
     async def destroy(self) -> None:
         self._running = False
-        self._go_anywhere()
         await self._process.destroy()
 
     def close(self) -> None:
@@ -199,6 +186,5 @@ class QemuGuest:
             self._tracking.tracker.close()
             self._tracking = None
         if self._placement is not None:
-            self._placement.go_anywhere()
             self._placement.close()
             self._placement = None

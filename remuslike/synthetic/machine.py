@@ -230,9 +230,6 @@ class Machine:
     def _query_status(self, _execute: Execute) -> Any:
         return {"status": self._status, "running": self._running, "singlestep": False}
 
-    def _query_cpus_fast(self, _execute: Execute) -> Any:
-        return [{"cpu-index": 0, "thread-id": os.getpid()}]  # the guest is one thread, the first
-
     def _stop(self, _execute: Execute) -> Any:
         if self._status == "inmigrate":
             self._starts_itself = False
@@ -298,7 +295,6 @@ _COMMANDS: dict[str, Callable[[Machine, Execute], Any]] = {
     "qmp_capabilities": Machine._qmp_capabilities,
     "query-version": Machine._query_version,
     "query-status": Machine._query_status,
-    "query-cpus-fast": Machine._query_cpus_fast,
     "stop": Machine._stop,
     "cont": Machine._cont,
     "xen-save-devices-state": Machine._xen_save_devices_state,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -14,18 +12,17 @@ from remuslike.errors import GuestError
 from remuslike.guest.placement import Placement
 
 
-def test_apart_is_where_the_other_is_not() -> None:
+def test_apart_is_where_the_other_is_not_and_back_afterwards() -> None:
     allowed = os.sched_getaffinity(0)
-    placement = Placement(os.getpid(), [])
+    placement = Placement(os.getpid())
     try:
-        placement.stand_apart()
-        apart = os.sched_getaffinity(0)
+        with placement.apart():
+            within = os.sched_getaffinity(0)
+        assert os.sched_getaffinity(0) == allowed
     finally:
-        placement.go_anywhere()
         placement.close()
-    assert os.sched_getaffinity(0) == allowed
-    assert apart <= allowed
-    assert len(apart) == max(1, len(allowed) - 1)
+    assert within <= allowed
+    assert len(within) == max(1, len(allowed) - 1)
 
 
 def test_a_thread_with_one_processor_stays_on_it() -> None:
@@ -33,67 +30,20 @@ def test_a_thread_with_one_processor_stays_on_it() -> None:
     only = {min(allowed)}
     os.sched_setaffinity(0, only)
     try:
-        placement = Placement(os.getpid(), [os.getpid()])
-        placement.stand_apart()
-        assert os.sched_getaffinity(0) == only
-        placement.make_way()
-        assert os.sched_getaffinity(0) == only
+        placement = Placement(os.getpid())
+        with placement.apart():
+            assert os.sched_getaffinity(0) == only
         placement.close()
     finally:
         os.sched_setaffinity(0, allowed)
 
 
 def test_a_process_that_is_gone_is_told_and_one_that_goes_changes_nothing() -> None:
-    allowed = os.sched_getaffinity(0)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    placement = Placement(process.pid, [process.pid])
+    placement = Placement(process.pid)
     process.communicate()
-    placement.stand_apart()
-    placement.make_way()
-    assert os.sched_getaffinity(0) == allowed
+    with placement.apart():
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(os.getpid())
     placement.close()
     with pytest.raises(GuestError, match=f"process {process.pid}"):
-        Placement(process.pid, [process.pid])
-
-
-several_processors = pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 2, reason="needs two processors to keep two threads apart"
-)
-
-
-@contextmanager
-def virtual_cpu_on(processor: int) -> Iterator[int]:
-    """A process whose only thread is there, and stays."""
-
-    def pin() -> None:
-        os.sched_setaffinity(0, {processor})
-
-    process = subprocess.Popen(["sleep", "60"], preexec_fn=pin)
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-@several_processors
-def test_it_leaves_the_processor_of_a_virtual_cpu_to_it() -> None:
-    here, allowed = min(os.sched_getaffinity(0)), os.sched_getaffinity(0)
-    with virtual_cpu_on(here) as process:
-        placement = Placement(process, [process])
-        try:
-            placement.make_way()
-            assert os.sched_getaffinity(0) == allowed - {here}
-        finally:
-            placement.go_anywhere()
-            placement.close()
-        assert os.sched_getaffinity(0) == allowed
-
-
-def test_it_makes_no_way_for_more_virtual_cpus_than_half_of_the_processors() -> None:
-    allowed = os.sched_getaffinity(0)
-    with virtual_cpu_on(min(allowed)) as process:
-        placement = Placement(process, [process] * (len(allowed) // 2 + 1))
-        placement.make_way()
-        assert os.sched_getaffinity(0) == allowed
-        placement.close()
+        Placement(process.pid)

@@ -172,20 +172,6 @@ class TestTracking:
                 assert capture.devices == b"devices of a paused guest"
                 assert int(capture.pages[capture.indices.tolist().index(2), 0]) == value
 
-    @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors to choose between")
-    async def test_while_it_runs_we_leave_its_processor_to_it(self, tmp_path: Path) -> None:
-        allowed = os.sched_getaffinity(0)
-        async with guest_of(tmp_path) as guest:
-            await guest.attach()
-            await guest.resume()
-            assert len(os.sched_getaffinity(0)) == len(allowed) - 1
-            await guest.pause(capture_follows=True)
-            await guest.capture()
-            assert os.sched_getaffinity(0) == allowed
-            await guest.resume()
-            assert len(os.sched_getaffinity(0)) == len(allowed) - 1
-        assert os.sched_getaffinity(0) == allowed
-
     async def test_device_state_is_each_captures_own(self, tmp_path: Path) -> None:
         async with guest_of(tmp_path) as guest:
             await guest.attach()
