@@ -42,8 +42,7 @@ DIGEST_BYTES = 16
 """Bytes of a chunk's digest: equal ones by chance are out of the question for any number of chunks."""
 
 _ENGINE_THREADS = 8
-"""Store operations of the engine at a time: enough to keep a disk's queue busy, few enough to leave the
-machine alone."""
+"""Store operations of the engine at a time: they keep a disk's queue busy, and leave the machine alone."""
 
 
 def _never() -> bool:
@@ -128,6 +127,10 @@ class DiskBuffer:
         its first change was held or a flush was answered in it."""
         self._output_callbacks.append(callback)
         self._gate.tell_beginnings()
+
+    def ignore_flushes(self, ignored: bool) -> None:
+        """Whether flushes come from somebody else than the guest, and so are no outputs."""
+        self._gate.flushes_ignored = ignored
 
     def open_items(self) -> int:
         """How many changes the open epoch has so far; flushes are not among them."""

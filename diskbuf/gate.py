@@ -59,6 +59,7 @@ class Gate:
         self._overlay = Overlay(limit_bytes)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self.flushes_ignored = False
         self._preparing = False  # a seal is coming: the limit doesn't count
         self._opening = False  # what is held is being let out: no seal beside it
         self._settling = False  # ... and this is the last of it: writes wait, or it would never end
@@ -106,7 +107,7 @@ class Gate:
 
     def note_flush(self) -> None:
         """A flush is answered. While holding that is an output, too: the guest goes on as if all was safe."""
-        if self._untold:
+        if self._untold and not self.flushes_ignored:
             with self._lock:
                 self._note_output()
 

@@ -126,6 +126,11 @@ class Outputs:
         for buffer in self._all:
             buffer.prepare()
 
+    def guest_stands(self, stands: bool) -> None:
+        """From a pause's seal to its end, when flushes are QEMU's own: it flushes the disks when it saves."""
+        for disk in self.disks:
+            disk.ignore_flushes(stands)
+
     def seal(self, epoch: int) -> None:
         for buffer in self._all:
             buffer.seal(epoch)

@@ -222,6 +222,7 @@ class Protector:
             return
         sealing = time.perf_counter()
         packets = self._outputs.open_packets
+        self._outputs.guest_stands(True)
         if not base:
             self._outputs.seal(epoch)
         elif not self._core.holding:
@@ -248,6 +249,7 @@ class Protector:
 
     async def _resume(self) -> None:
         began = time.perf_counter()
+        self._outputs.guest_stands(False)
         await self._guest.resume()
         ended = time.perf_counter()
         sample, self._checkpointed = self._checkpointed, None

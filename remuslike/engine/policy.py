@@ -72,6 +72,11 @@ class EventTapPolicy:
         )
 
 
+# Measured: sixteen clients of a database that syncs each transaction get 0.8 of what timed epochs give with 1
+# of them, and 1.05 with 2.
+_PAUSES_IF_IT_WRITES = 2
+
+
 @dataclass(frozen=True, slots=True)
 class AdaptivePolicy:
     """Ours: the first frame starts a checkpoint once the last one has committed and the epoch has lasted as
@@ -80,8 +85,12 @@ class AdaptivePolicy:
     That is nothing for a guest that sends one packet an epoch: its client waits for that very one. Who sends
     many serves many clients, or a fat stream, and has work while they wait: it gains nothing from pausing
     often. Longer epochs collect more packets, so a busy guest settles at the long end, and an epoch that
-    collected few brings it back. Disk writes have been answered, so nobody waits for them. `ceiling_s` bounds
-    what is held, and what a takeover may lose."""
+    collected few brings it back.
+
+    Disk writes have been answered, so nobody waits for them, and they start nothing. But a guest that writes
+    before it replies takes longer to come to its replies: its epochs last two pauses for each doubling.
+
+    `ceiling_s` bounds what is held, and what a takeover may lose."""
 
     ceiling_s: float
     floor_s: float = 0.0
@@ -91,5 +100,6 @@ class AdaptivePolicy:
         latest = situation.began + self.ceiling_s
         if situation.first_frame is None or situation.committed_at is None:
             return latest
-        least_s = max(self.floor_s, situation.load * situation.pause_s)
+        pauses = situation.load * (1 if situation.first_write is None else _PAUSES_IF_IT_WRITES)
+        least_s = max(self.floor_s, pauses * situation.pause_s)
         return min(latest, max(situation.first_frame, situation.committed_at, situation.began + least_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import select
 import struct
 import tempfile
 from collections import deque
@@ -32,6 +33,7 @@ from diskbuf.store import Allocation
 from netbuf import PlugHold, TapHold
 from netbuf.sizing import poll_s
 from netbuf.tap import VNET_HEADER_BYTES
+from netbuf.taphold import GATHER_S
 from remuslike.daemon.outputs import Outputs
 from remuslike.engine.events import OutputKind
 
@@ -119,11 +121,15 @@ class TapSubject:
         while some := list(itertools.islice(remaining, _FRAMES_AT_ONCE)):
             for number in some:
                 self._line.send((_FRAME_HEAD + struct.pack(">I", number)).ljust(self.item_bytes, b"\0"))
-            await wait_all_tasks_blocked()
+            await self.settle()
             self._collect()
 
     async def settle(self) -> None:
+        """Until the hold has read what it let come together."""
         await wait_all_tasks_blocked()
+        if select.select([self.buffer._wiring.hold_fileno()], [], [], 0)[0]:
+            await trio.sleep(GATHER_S)
+            await wait_all_tasks_blocked()
 
     def outside(self) -> list[list[int]]:
         self._collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import trio
 import trio.testing
 from unit.diskbuf_fakes import FakeStore
 
@@ -12,7 +13,7 @@ from diskbuf.errors import StoreIOError
 from netbuf import Hold
 from netbuf.errors import InterfaceVanishedError
 from remuslike.daemon.outputs import Outputs
-from remuslike.engine.events import Pressure
+from remuslike.engine.events import OutputKind, Pressure
 
 
 def outputs_of(*stores: FakeStore, limit_bytes: int = 8 * 512) -> Outputs:
@@ -41,6 +42,18 @@ async def test_the_fullest_buffer_gives_the_pressure() -> None:
             outputs.disks[disk].write(block * 512, bytes(512))
         await trio.testing.wait_all_tasks_blocked()  # levels are told in this thread, by its loop
     assert told == [Pressure.SOON, Pressure.SOON, Pressure.FULL]
+
+
+async def test_flushes_are_no_outputs_of_a_guest_that_stands() -> None:
+    outputs = outputs_of(FakeStore(1 << 20))
+    told: list[tuple[OutputKind, int]] = []
+    outputs.on_output(lambda kind, epoch: told.append((kind, epoch)))
+    outputs.hold(1)
+    for stands, expected in ((True, []), (False, [(OutputKind.DISK, 1)])):
+        outputs.guest_stands(stands)
+        await trio.to_thread.run_sync(outputs.disks[0].sync)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == expected
 
 
 async def test_statistics_are_plain_and_named() -> None:

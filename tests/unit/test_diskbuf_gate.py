@@ -191,6 +191,24 @@ def test_each_epoch_begins_once_with_a_change_or_a_flush() -> None:
     assert told == [3, 5]
 
 
+def test_a_flush_that_is_not_the_guests_begins_no_epoch() -> None:
+    told: list[int] = []
+    gate = make_gate(began=told)
+    gate.tell_beginnings()
+    gate.hold(1)
+    gate.flushes_ignored = True
+    gate.note_flush()
+    assert told == []
+    gate.flushes_ignored = False
+    gate.note_flush()
+    assert told == [1]
+    gate.flushes_ignored = True
+    gate.seal(1)
+    gate.note_flush()
+    admission(gate, change())  # a change counts whosever it is: it must be held
+    assert told == [1, 2]
+
+
 def test_nobody_who_has_not_asked_is_told_of_a_beginning() -> None:
     told: list[int] = []
     gate = make_gate(began=told)

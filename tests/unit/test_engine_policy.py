@@ -98,6 +98,11 @@ def test_the_busier_the_guest_the_longer_its_epochs() -> None:
     assert adaptive(first_frame=1.0, load=8, pause_s=1.0) == 1.1  # the ceiling
 
 
+def test_a_guest_that_writes_before_it_replies_is_given_twice_the_time() -> None:
+    due = [adaptive(first_frame=1.02, first_write=1.001, load=load) for load in (0, 1, 4.5, 16)]
+    assert due == [1.02, 1.02, pytest.approx(1.0 + 9 * PAUSE_S), 1.1]
+
+
 # --- what they are fed with -------------------------------------------------------------------------
 
 
