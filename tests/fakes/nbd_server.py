@@ -6,11 +6,13 @@ wait for the server; and while a server is dead, clients wait for the next one, 
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -39,6 +41,7 @@ class NbdServer:
             self._listening.listen(16)
             self.uri = f"nbd+unix:///?socket={path}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch = TemporaryDirectory()  # nbdkit's scripts, which it leaves behind when it is killed
         self.start()
 
     def start(self) -> None:
@@ -46,6 +49,7 @@ class NbdServer:
         self._process = subprocess.Popen(
             ["bash", "-c", _ACTIVATE, "activate", str(descriptor), *self.command],
             pass_fds=(descriptor,),
+            env=os.environ | {"TMPDIR": self._scratch.name},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -73,6 +77,7 @@ class NbdServer:
     def close(self) -> None:
         self.kill()
         self._listening.close()
+        self._scratch.cleanup()
 
 
 def nbdkit(path: Path | None, *arguments: str) -> NbdServer:
