@@ -124,6 +124,9 @@ class Connection:
                 raise
         finally:
             self.stop()
+            if self._sending_on:
+                self._sending_on = False
+                self._sending.release()  # a worker that waits for its turn finds the socket shut
             self._room.join()
             self._store.join()
         if self._defect is not None:
@@ -179,7 +182,10 @@ class Connection:
         """Sleep until there is something for this thread."""
         assert isinstance(self._endpoint, PlainEndpoint)
         self._alone_for = 1  # at least: whatever it is is found by receiving
-        crowd.serve(self, self._endpoint.fileno())
+        try:
+            crowd.serve(self, self._endpoint.fileno())
+        except OSError:
+            self._crowd = None  # its own thread serves it as well, if more slowly
 
     def serve_ready(self) -> bool:
         """See `crowd.Member`. In the leader's thread."""
@@ -229,11 +235,13 @@ class Connection:
             return True
         if not self._sending.acquire(blocking=False):
             return False
-        self._replies = endpoint.send_now(self._replies)
+        try:
+            self._replies = endpoint.send_now(self._replies)
+            self._sending_on = bool(self._replies)  # nobody else's reply may get in between
+        finally:
+            if not self._sending_on:
+                self._sending.release()
         self._replied = self._replied_bytes = 0
-        self._sending_on = bool(self._replies)  # nobody else's reply may get in between
-        if not self._sending_on:
-            self._sending.release()
         return not self._sending_on
 
     def _answer_writes(self, requests: list[Request], payloads: list[memoryview]) -> None:
@@ -295,17 +303,22 @@ class Connection:
         """Receive a long payload to where it belongs, if that is this process's memory and need not wait."""
         _, _, cookie, offset, length = request
         self._alone_for = _ALONE_FOR
-        received = 0
-        if (passing := self._buffer.passing.begin(offset, length)) is not None:
+        if self._receiver.waits_for(length):
             self._send_replies()
+        begun: memoryview | None = None
+        if (passing := self._buffer.passing.begin(offset, length)) is not None:
+            received = 0
             try:
                 received = self._receiver.payload_soon(passing.data)
             finally:
-                self._buffer.passing.end(passing, received)
-            if received == length:
+                done = self._buffer.passing.end(passing, received)
+            if done:
                 self._reply([encode_reply(cookie)])
                 return
-        self._answer_changes([request], [self._change(offset + received, length - received)])
+            # It takes long, or an epoch has begun: then all of it is made as any other, once it is here.
+            begun = passing.data[:received]
+        payload = self._receiver.payload(length, begun)
+        self._answer_changes([request], [Extent(offset, length, _DATA, payload)])
 
     def _change(self, offset: int, length: int) -> Extent:
         """Receive the payload of a write."""

@@ -66,17 +66,27 @@ class Crowd:
         return self._present > 1
 
     def serve(self, member: Member, descriptor: int) -> None:
-        """Have a connection served, until it needs its own thread, which calls this. It has a presence."""
+        """Have a connection served, until it needs its own thread, which calls this. It has a presence.
+
+        Raises OSError if the kernel can't watch one more socket; then nothing has changed.
+        """
         place = _Place(member, descriptor)
         with self._lock:
-            if self._leader is None or self._epoll is None:
-                self._leader, self._epoll = place, select.epoll()
-            self._places[descriptor] = place
-            self._epoll.register(descriptor, select.EPOLLIN)
+            epoll = self._epoll or select.epoll()
+            self._places[descriptor] = place  # before a leader can hear of it
+            try:
+                epoll.register(descriptor, select.EPOLLIN)
+            except OSError:
+                del self._places[descriptor]
+                if self._epoll is None:
+                    epoll.close()
+                raise
+            self._epoll = epoll
+            self._leader = self._leader or place
         if self._leader is not place:
             place.called.acquire()
-        if self._leader is place and self._epoll is not None:
-            self._lead(place, self._epoll)
+        if self._leader is place:
+            self._lead(place, epoll)
 
     def _lead(self, own: _Place, epoll: select.epoll) -> None:
         try:
@@ -86,7 +96,7 @@ class Crowd:
                     if not place.member.serve_ready() or not self.crowded:
                         self._send_back(place, epoll)
         finally:
-            self._pass_on(epoll)
+            self._pass_on(own, epoll)
 
     def _send_back(self, place: _Place, epoll: select.epoll) -> None:
         with self._lock:
@@ -95,9 +105,11 @@ class Crowd:
         if place is not self._leader:
             place.called.release()
 
-    def _pass_on(self, epoll: select.epoll) -> None:
+    def _pass_on(self, own: _Place, epoll: select.epoll) -> None:
         """Have somebody else lead, if anybody is left."""
         with self._lock:
+            if self._places.pop(own.descriptor, None) is not None:  # leading has failed
+                epoll.unregister(own.descriptor)
             self._leader = next(iter(self._places.values()), None)
             if self._leader is not None:
                 self._leader.called.release()

@@ -111,14 +111,16 @@ class Gate:
             with self._lock:
                 self._note_output()
 
-    def passed(self, changes: Sequence[Extent], *, written: bool) -> None:
-        """Changes that passed are in the store, or have failed to get there."""
+    def passed(self, changes: Sequence[Extent], *, written: bool) -> bool:
+        """Changes that passed are in the store, or have failed to get there. Whether others pass still: if
+        not, an epoch may have begun before they were there."""
         with self._lock:
             self._passing -= len(changes)
             if written:
                 self._released_items += len(changes)
                 self._released_bytes += sum(map(held_bytes, changes))
             self._note_passed()
+            return self.state is State.OPEN
 
     @property
     def waiting(self) -> int:

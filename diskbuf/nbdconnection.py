@@ -11,6 +11,7 @@ Of libnbd only what is used here is typed: its Python binding (Debian's python3-
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -29,10 +30,13 @@ CONNECT_S = 10.0
 STALL_S = 30.0
 """After this long without a sign of life from a TCP peer that owes one, the kernel gives it up."""
 SILENT_S = 60.0
-"""After this long without a byte from a server that owes one, be it stopped or stuck, its connection counts
-as lost: twice what Linux gives a disk to answer."""
+"""After this long without a byte from a server that owes one, be it stopped or stuck, the log says so: twice
+what Linux gives a disk to answer. It is waited for all the same: what it has been told it may yet do, over
+what came by another connection meanwhile."""
 _CLOSE_S = 1.0
 """What a farewell may take; it is a courtesy."""
+
+_log = logging.getLogger("diskbuf")
 
 ALLOCATION_CONTEXT = "base:allocation"
 STATE_HOLE = 1
@@ -209,7 +213,10 @@ class NbdConnection:
         try:
             while not batch.done:
                 if not self._step(SILENT_S):
-                    self._shut_down()
+                    _log.warning(
+                        "an NBD server owes an answer and has been silent for %g s; it is waited for: "
+                        "end it, or have it go on", SILENT_S,
+                    )  # fmt: skip
         except nbd.Error as error:
             raise LostError(error.string) from error
         finally:
@@ -249,11 +256,6 @@ class NbdConnection:
         elif happened and direction & nbd.AIO_DIRECTION_WRITE:
             handle.aio_notify_write()
         return bool(ready)
-
-    def _shut_down(self) -> None:
-        """Have libnbd find that the server hung up, and end all that waits for it."""
-        with socket.socket(fileno=os.dup(self._handle.aio_get_fd())) as peer, suppress(OSError):
-            peer.shutdown(socket.SHUT_RDWR)
 
     def _keep_alive(self) -> None:
         """A peer that vanished without a word must be noticed soon; a unix socket's can't."""

@@ -45,11 +45,12 @@ class Passing:
         self._chunks.mark((change,))
         return change
 
-    def end(self, change: Extent, written_bytes: int) -> None:
-        """So many bytes of a change were received. Of a client that hung up a part stays: as of any write
-        that isn't answered, nobody may count on either."""
+    def end(self, change: Extent, written_bytes: int) -> bool:
+        """At least so many bytes of a change were received. True if that is all of it, and no epoch has begun
+        meanwhile; else it has not happened. Of a client that hung up a part stays: as of any write that isn't
+        answered, nobody may count on either."""
         assert self._in_place is not None, "nothing began"
-        if written_bytes:
-            self._in_place.note_written(change.offset, written_bytes)
+        self._in_place.note_written(change.offset, change.length)
         self._chunks.mark((change,))
-        self._gate.passed((change,), written=written_bytes == change.length)
+        whole = written_bytes == change.length
+        return self._gate.passed((change,), written=whole) and whole

@@ -82,10 +82,11 @@ class Receiver:
         """Whether a payload of `length` bytes has not been received yet."""
         return self._end - self._start < length
 
-    def payload(self, length: int) -> memoryview:
-        """The next `length` bytes, in memory that nobody else writes to."""
+    def payload(self, length: int, begun: memoryview | None = None) -> memoryview:
+        """The next `length` bytes, in memory that nobody else writes to; what was `begun` to be received
+        elsewhere, by `payload_soon`, is the first of them."""
         if length >= SLAB_BYTES_MIN:
-            return self._long_payload(length)
+            return self._long_payload(length, begun or memoryview(b""))
         while self._end - self._start < length:
             self._receive_short(length)
         start = self._start
@@ -119,13 +120,15 @@ class Receiver:
                 raise ProtocolError(f"hung up with {left} bytes of a refused write to come")
             left -= received
 
-    def _long_payload(self, length: int) -> memoryview:
-        start, there = self._start, min(self._end - self._start, length)
+    def _long_payload(self, length: int, begun: memoryview) -> memoryview:
         target = self._arena.take(length)
         if target is None:
             target = memoryview(bytearray(length))
-        target[:there] = self._buffer[start : start + there]
-        self._start = start + there
+        first, start = len(begun), self._start
+        target[:first] = begun
+        there = first + min(self._end - start, length - first)
+        target[first:there] = self._buffer[start : start + there - first]
+        self._start = start + there - first
         there += self._endpoint.receive_exactly(target[there:]) if there < length else 0
         if there < length:
             raise ProtocolError(f"hung up after {there} of a write's {length} bytes")

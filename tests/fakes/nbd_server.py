@@ -66,6 +66,11 @@ class NbdServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def go_on(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def wait_until_dead(self) -> None:
         if self._process is not None:
             self._process.wait(STOP_S)

@@ -679,7 +679,7 @@ async def test_long_writes_go_to_an_open_store_in_memory_as_they_come() -> None:
 
 
 async def test_a_release_does_not_wait_for_a_client_in_the_midst_of_a_long_write() -> None:
-    """What has come is in the store, and as unanswered as it is unsafe; the rest belongs to the epoch."""
+    """What has come is in the store, and as unanswered as it is unsafe; all of it belongs to the epoch."""
     length = SLAB_BYTES_MIN
 
     async def talk(client: Client) -> None:
@@ -694,7 +694,64 @@ async def test_a_release_does_not_wait_for_a_client_in_the_midst_of_a_long_write
         await client.send(b"h" * (length - 4))
         assert await client.reply() == (1, 0, b"")
         (held,) = client.buffer.held_writes().extents
-        assert (held.offset, held.data) == (4, b"h" * (length - 4))
+        assert (held.offset, held.data) == (0, b"open" + b"h" * (length - 4))
         assert client.memory[: length + 4] == b"open" + bytes(length - 4) + b"held"
 
     await converse(talk, size_bytes=2 * length, in_memory=True)
+
+
+async def test_a_long_write_that_was_received_while_an_epoch_began_is_of_that_epoch() -> None:
+    length = SLAB_BYTES_MIN
+
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        await client.send(header(Command.WRITE, 0, length, cookie=1) + b"open")
+        while client.memory[:4] != b"open":
+            await trio.lowlevel.checkpoint()
+        client.buffer.hold(1)  # and what a synchronisation reads now has no more than four bytes of it
+        await client.send(b"h" * (length - 4))
+        assert await client.reply() == (1, 0, b"")
+        (held,) = client.buffer.held_writes().extents
+        assert (held.offset, held.data) == (0, b"open" + b"h" * (length - 4))
+
+    await converse(talk, size_bytes=2 * length, in_memory=True)
+
+
+async def test_a_client_that_dies_before_a_long_write_has_come_holds_up_no_release() -> None:
+    length = SLAB_BYTES_MIN
+    buffers: list[DiskBuffer] = []
+
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        buffers.append(client.buffer)
+        client.socket.shutdown(trio.socket.SHUT_RD)  # the reply to the flush finds nobody
+        await client.send(header(Command.FLUSH) + header(Command.WRITE, 0, length) + b"x")
+
+    with pytest.RaisesGroup(BrokenPipeError, flatten_subgroups=True, allow_unwrapped=True):
+        await converse(talk, size_bytes=2 * length, in_memory=True)
+    (buffer,) = buffers
+    buffer.hold(1)
+    buffer.seal(1)
+    with trio.fail_after(TALK_S):
+        await buffer.release(1)
+
+
+async def test_garbage_behind_a_reply_that_is_under_way_leaves_no_thread() -> None:
+    """A worker that has a reply, too, must not wait for its turn for ever."""
+    length = PAYLOAD_BYTES_MAX // 2  # no socket has room for that
+
+    async def talk(client: Client) -> None:
+        client.buffer.write(0, bytes(length))
+        client.store.cached = False
+        client.store.stall()
+        asked = header(Command.READ, length, 512) + header(Command.READ, 0, length)
+        await client.send(asked + b"garbage!" * 4)
+        await client.entered()
+        assert await client.socket.recv(1), "the long reply is under way"
+        client.socket.close()
+        client.store.proceed()
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc((ProtocolError, OSError)), flatten_subgroups=True, allow_unwrapped=True
+    ):
+        await converse(talk, size_bytes=length + 512)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trio
 
 from diskbuf.buffer import DiskBuffer
@@ -58,10 +60,11 @@ async def connected(count: int) -> AsyncIterator[tuple[list[Client], DiskBuffer]
 
     async def serve(theirs: socket.socket) -> None:
         def run() -> None:
-            Connection(PlainEndpoint(theirs), buffer, terms, "client", b"", crowd).serve()
+            with suppress(BrokenPipeError):
+                Connection(PlainEndpoint(theirs), buffer, terms, "client", b"", crowd).serve()
 
         with theirs:
-            await trio.to_thread.run_sync(run)
+            await trio.to_thread.run_sync(run, abandon_on_cancel=True)
 
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
@@ -111,6 +114,42 @@ async def test_whoever_leads_may_leave() -> None:
                 await client.ask(header(FLUSH))
             clients.pop(0).stream.socket.close()
     assert descriptors() == before, "descriptors are left"
+
+
+async def test_a_client_that_dies_before_its_reply_leaves_no_thread() -> None:
+    async with connected(3) as (clients, _):
+        dying, *others = clients
+        dying.stream.socket.shutdown(trio.socket.SHUT_RD)
+        await dying.stream.send_all(header(READ, 0, BLOCK_BYTES))
+        for client in others:
+            await client.ask(header(FLUSH))
+
+
+async def test_where_the_kernel_watches_no_more_sockets_everyone_is_served_by_himself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full:
+        def __init__(self) -> None:
+            self.closed = False
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+        def close(self) -> None:
+            self.closed = True
+
+    made: list[Full] = []
+
+    def epoll() -> Full:
+        made.append(Full())
+        return made[-1]
+
+    monkeypatch.setattr("diskbuf.crowd.select.epoll", epoll)
+    async with connected(3) as (clients, _):
+        for client in clients:
+            await client.ask(header(FLUSH))
+    assert made
+    assert all(one.closed for one in made)
 
 
 async def test_a_client_that_takes_no_replies_holds_up_itself_only() -> None:

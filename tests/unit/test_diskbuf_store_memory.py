@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from diskbuf.chunks import Chunks
 from diskbuf.errors import StoreOpenError, StoreReadOnlyError
 from diskbuf.extents import Extent, Kind
+from diskbuf.gate import Gate
 from diskbuf.memorystore import CHUNK_BYTES, MemoryStore
+from diskbuf.passing import Passing
 from diskbuf.store import SCATTERED_BYTES_MAX, Allocation, apply_extents
 
 
@@ -63,6 +66,18 @@ def test_what_is_written_in_place_is_there_and_allocated() -> None:
         Allocation(CHUNK_BYTES, hole=True, zero=True),
     ]
     assert MemoryStore(CHUNK_BYTES, read_only=True).write_view(0, 1) is None
+
+
+def test_what_a_lost_client_may_have_written_in_place_counts_as_allocated() -> None:
+    store = MemoryStore(CHUNK_BYTES)
+    gate = Gate(limit_bytes=1, depth=1, read_only=False, rose=lambda _: None, began=lambda _: None)
+    gate.end_opening(opened=True)
+    passing = Passing(gate, store, Chunks(CHUNK_BYTES))
+    change = passing.begin(0, 2)
+    assert change is not None
+    change.data[:1] = b"x"
+    assert not passing.end(change, 0)
+    assert store.allocation(0, CHUNK_BYTES) == [Allocation(CHUNK_BYTES, hole=False, zero=False)]
 
 
 @pytest.mark.parametrize("size_bytes", [0, -1, 1 << 60])
