@@ -202,8 +202,8 @@ class DiskBuffer:
         return self._gate.statistics()
 
     async def flush(self) -> None:
-        """As `sync`, for the engine."""
-        await self._in_thread(self.sync)
+        """As `sync`, for the engine. The client that syncs next is told of a failure as well."""
+        await self._in_thread(partial(self.passing.sync, by_client=False))
 
     # --- the disk as the guest sees it, in any thread: these block ----------------------------------
 
@@ -277,13 +277,8 @@ class DiskBuffer:
     def sync(self) -> None:
         """Return when every change that was answered is as safe as the state makes it: in the store and on
         stable storage if `open`. Raises `StoreError`."""
-        if not self._gate.try_pass():
+        if not self.passing.sync():
             self._gate.note_flush()
-            return
-        try:
-            self._store.sync()
-        finally:
-            self._gate.flushed()
 
     @property
     def zeroes_fast(self) -> bool:

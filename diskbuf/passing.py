@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diskbuf.chunks import Chunks
+from diskbuf.errors import StoreError
 from diskbuf.extents import Extent, Kind
 from diskbuf.gate import Gate
 from diskbuf.store import InPlace, Store, write_in_order
@@ -22,6 +23,7 @@ class Passing:
         self._store = store
         self._in_place = store if isinstance(store, InPlace) else None
         self._chunks = chunks
+        self._untold: StoreError | None = None
 
     def write(self, changes: Sequence[Extent]) -> None:
         """Write changes that were let pass, in order. Raises `StoreError`."""
@@ -33,6 +35,26 @@ class Passing:
         finally:
             self._chunks.mark(changes)
             self._gate.passed(changes, written=written)
+
+    def sync(self, *, by_client: bool = True) -> bool:
+        """Have what has passed on stable storage; False if nothing passes now. Raises `StoreError`.
+
+        A store may tell only once what it has lost. If that was not to a client, the next one hears of it.
+        """
+        if not self._gate.try_pass():
+            return False
+        try:
+            self._store.sync()
+        except StoreError as error:
+            if not by_client:
+                self._untold = error
+            raise
+        finally:
+            self._gate.flushed()
+        if by_client and self._untold is not None:
+            untold, self._untold = self._untold, None
+            raise untold
+        return True
 
     def begin(self, offset: int, length: int) -> Extent | None:
         """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,

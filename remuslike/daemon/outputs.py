@@ -151,7 +151,7 @@ class Outputs:
     async def flush(self) -> None:
         """Make durable what `open` let out: the guest's flushes were answered while it was only held.
 
-        A disk that can't is logged; the guest's own flushes will fail as well, and tell it.
+        A disk that can't is logged; its next flush fails for the guest, too, and tells it.
         """
         for number, disk in enumerate(self.disks):
             try:

@@ -837,6 +837,21 @@ async def test_a_failed_flush_lets_the_release_go_on(buffer: DiskBuffer, store: 
         await buffer.release(1)
 
 
+async def test_of_a_failed_flush_the_client_that_syncs_next_is_told(
+    buffer: DiskBuffer, store: FakeStore
+) -> None:
+    """A file tells one fsync of what it lost, and the next one nothing."""
+    await buffer.open()
+    store.failure = StoreIOError("broken by design")
+    with pytest.raises(StoreIOError):
+        await buffer.flush()
+    store.failure = None
+    await buffer.flush()
+    with pytest.raises(StoreIOError, match="by design"):
+        buffer.sync()
+    buffer.sync()
+
+
 async def test_the_engine_s_sync_does_not_run_beside_a_release(buffer: DiskBuffer, store: FakeStore) -> None:
     buffer.hold(1)
     buffer.write(0, b"x")
