@@ -154,13 +154,12 @@ class PrimarySession:
     async def _send_pages(self, indices: Indices) -> None:
         for start in range(0, len(indices), BATCH_PAGES):
             batch = indices[start : start + BATCH_PAGES]
-            payloads = await trio.to_thread.run_sync(self._encode_full, batch)
-            for payload in payloads:
-                await self.link.send(FrameType.SYNC_PAGES, 0, [payload])
+            await self.link.send_prepared(await trio.to_thread.run_sync(self._prepare_pages, batch))
             self.sync.pages_sent += len(batch)
 
-    def _encode_full(self, indices: Indices) -> list[bytes]:
-        return self._encoder.encode_full(indices, self._guest.read_pages(indices))
+    def _prepare_pages(self, indices: Indices) -> list[PreparedFrame]:
+        payloads = self._encoder.encode_full(indices, self._guest.read_pages(indices))
+        return [prepare_frame(FrameType.SYNC_PAGES, 0, [payload]) for payload in payloads]
 
     async def _send_differing_chunks(self) -> None:
         """Compare the secondary's digests with ours, and send the chunks that differ."""
@@ -179,8 +178,10 @@ class PrimarySession:
     async def _send_chunks(self, number: int, indices: Indices) -> None:
         disk = self._outputs.disks[number]
         for index in indices.tolist():
-            parts = encode_chunk(number, index, await disk.read_chunk(index))
-            await self.link.send(FrameType.SYNC_DISK, 0, parts)
+            data = await disk.read_chunk(index)
+            await self.link.send_prepared(
+                [await trio.to_thread.run_sync(_prepare_chunk, number, index, data)]
+            )
             self.sync.chunks_sent += 1
 
     # --- epochs ---------------------------------------------------------------------------------
@@ -241,3 +242,7 @@ class PrimarySession:
         between = len(memory) + len(outputs) - 1
         outputs.append(prepare_frame(FrameType.EPOCH_END, epoch, [encode_parts(between)]))
         return memory, outputs
+
+
+def _prepare_chunk(number: int, index: int, data: bytes | bytearray | memoryview) -> PreparedFrame:
+    return prepare_frame(FrameType.SYNC_DISK, 0, encode_chunk(number, index, data))
