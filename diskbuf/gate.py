@@ -109,7 +109,8 @@ class Gate:
         """A flush is answered. While holding that is an output, too: the guest goes on as if all was safe."""
         if self._untold and not self.flushes_ignored:
             with self._lock:
-                self._note_output()
+                if not self.flushes_ignored:  # it may have waited for the lock that a seal had
+                    self._note_output()
 
     def passed(self, changes: Sequence[Extent], *, written: bool) -> bool:
         """Changes that passed are in the store, or have failed to get there. Whether others pass still: if

@@ -6,7 +6,7 @@ Any stream of trio's will do. Over a socket it works without the stream's own co
 
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,10 @@ from transport.frames import (
 
 # Room for a large batch of pages, so that the sender is seldom woken to hand over the rest of it.
 SEND_BUFFER_BYTES: Final = 4 * 1024 * 1024
+
+# Several frames that are more than this go in slices, between which other senders have their turn: a farewell
+# that waited for all of a large epoch would come too late.
+_SLICE_BYTES: Final = SEND_BUFFER_BYTES
 
 # From Linux asm-generic/socket.h; Python's socket module doesn't have it.
 _SO_SNDBUFFORCE: Final = 32
@@ -142,10 +146,17 @@ class Link:
     async def send_prepared(self, frames: Sequence[PreparedFrame], *, more_follows: bool = False) -> int:
         """As `send`, of several frames in one go: the peer is woken once for what it can take at once.
 
-        With `more_follows` the last of it may stay here until the next send, 200 ms at most.
+        They arrive in order, but other senders' frames may come between them after some 4 MiB. With
+        `more_follows` the last of it may stay here until the next send, 200 ms at most.
         """
-        async with self._send_lock:
-            return await self._send_locked(frames, socket.MSG_MORE if more_follows else 0)
+        left_bytes = sum(frame.size_bytes for frame in frames)
+        sent_bytes = 0
+        for piece in _slices(frames):
+            left_bytes -= sum(frame.size_bytes for frame in piece)
+            async with self._send_lock:
+                flags = socket.MSG_MORE if more_follows or left_bytes else 0
+                sent_bytes += await self._send_locked(piece, flags)
+        return sent_bytes
 
     async def receive(self) -> Frame:
         """The next frame other than a heartbeat.
@@ -265,6 +276,17 @@ class Link:
         """Refuse all further sends, for the first reason that there was."""
         if self._broken is None:
             self._broken = reason
+
+
+def _slices(frames: Sequence[PreparedFrame]) -> Iterator[Sequence[PreparedFrame]]:
+    """The same frames, in order, in pieces of `_SLICE_BYTES` at most, or of one frame."""
+    begin, size_bytes = 0, 0
+    for end, frame in enumerate(frames):
+        if end > begin and size_bytes + frame.size_bytes > _SLICE_BYTES:
+            yield frames[begin:end]
+            begin, size_bytes = end, 0
+        size_bytes += frame.size_bytes
+    yield frames[begin:]
 
 
 def _count(traffic: dict[FrameType, Traffic], frame_type: FrameType, frame_bytes: int) -> None:

@@ -20,8 +20,8 @@ from transport import ConnectError, FrameType, Link, TransportError, connect
 
 _log = structlog.get_logger(__name__)
 
-# How often a missing secondary is looked for, for until it is there the guest is unprotected; and one that
-# was there. How long each look and the handshake may take.
+# How soon after a look in vain a missing secondary is looked for again, for until it is there the guest is
+# unprotected; and one that was there. How long each look and the handshake may take.
 _LOOK_INTERVAL_S = 0.1
 _CONNECT_INTERVAL_S = 0.5
 _CONNECT_LIMIT_S = 2.0

@@ -27,7 +27,7 @@ from remuslike.daemon.samples import Sample, Samples
 from remuslike.engine import events as on
 from remuslike.engine.events import Farewell
 from remuslike.engine.handshake import Goodbye, parse_untrusted
-from remuslike.engine.ports import Capture, Indices, StepHook
+from remuslike.engine.ports import PAGE_BYTES, Capture, Indices, StepHook
 from remuslike.errors import PayloadError
 from remuslike.guest.running import QemuGuest
 from transport import BATCH_PAGES, FrameType, Link, PageEncoder, PreparedFrame, prepare_frame
@@ -40,8 +40,10 @@ _PASS_PAGES_SMALL = 4096
 # what there is, in one longer pause.
 _PASSES_MAX = 8
 _DIGEST_BYTES = 16
-# Up to this many pages are encoded here, in some 0.3 ms; waking a thread and being woken takes a third of it.
-_INLINE_PAGES_MAX = 128
+# Up to this much is encoded here, in some 0.3 ms; waking a thread and being woken takes a third of it.
+_INLINE_BYTES_MAX = 128 * PAGE_BYTES
+# Each of the guest's frames takes 0.5 us, as this much of a page does, besides what its bytes take.
+_FRAME_COST_BYTES = 1024
 
 
 @dataclass(slots=True)
@@ -154,13 +156,12 @@ class PrimarySession:
     async def _send_pages(self, indices: Indices) -> None:
         for start in range(0, len(indices), BATCH_PAGES):
             batch = indices[start : start + BATCH_PAGES]
-            payloads = await trio.to_thread.run_sync(self._encode_full, batch)
-            for payload in payloads:
-                await self.link.send(FrameType.SYNC_PAGES, 0, [payload])
+            await self.link.send_prepared(await trio.to_thread.run_sync(self._prepare_pages, batch))
             self.sync.pages_sent += len(batch)
 
-    def _encode_full(self, indices: Indices) -> list[bytes]:
-        return self._encoder.encode_full(indices, self._guest.read_pages(indices))
+    def _prepare_pages(self, indices: Indices) -> list[PreparedFrame]:
+        payloads = self._encoder.encode_full(indices, self._guest.read_pages(indices))
+        return [prepare_frame(FrameType.SYNC_PAGES, 0, [payload]) for payload in payloads]
 
     async def _send_differing_chunks(self) -> None:
         """Compare the secondary's digests with ours, and send the chunks that differ."""
@@ -179,8 +180,10 @@ class PrimarySession:
     async def _send_chunks(self, number: int, indices: Indices) -> None:
         disk = self._outputs.disks[number]
         for index in indices.tolist():
-            parts = encode_chunk(number, index, await disk.read_chunk(index))
-            await self.link.send(FrameType.SYNC_DISK, 0, parts)
+            data = await disk.read_chunk(index)
+            await self.link.send_prepared(
+                [await trio.to_thread.run_sync(_prepare_chunk, number, index, data)]
+            )
             self.sync.chunks_sent += 1
 
     # --- epochs ---------------------------------------------------------------------------------
@@ -202,9 +205,7 @@ class PrimarySession:
         epoch, sample = pending.epoch, pending.sample
         self._hook("send.begin", epoch)
         began = time.perf_counter()
-        if len(pending.capture.indices) <= _INLINE_PAGES_MAX and not any(
-            writes.extents for writes in pending.writes
-        ):
+        if _is_little(pending):
             memory, outputs = self._prepare(pending)
         else:
             memory, outputs = await trio.to_thread.run_sync(self._prepare, pending)
@@ -241,3 +242,17 @@ class PrimarySession:
         between = len(memory) + len(outputs) - 1
         outputs.append(prepare_frame(FrameType.EPOCH_END, epoch, [encode_parts(between)]))
         return memory, outputs
+
+
+def _is_little(pending: PendingEpoch) -> bool:
+    """Whether it takes no longer to encode than a thread is worth."""
+    if any(writes.extents for writes in pending.writes):
+        return False
+    cost_bytes = pending.capture.pages.nbytes
+    for frames in pending.frames:
+        cost_bytes += sum(map(len, frames)) + len(frames) * _FRAME_COST_BYTES
+    return cost_bytes <= _INLINE_BYTES_MAX
+
+
+def _prepare_chunk(number: int, index: int, data: bytes | bytearray | memoryview) -> PreparedFrame:
+    return prepare_frame(FrameType.SYNC_DISK, 0, encode_chunk(number, index, data))

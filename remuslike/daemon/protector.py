@@ -311,7 +311,8 @@ class Protector:
         """QEMU's own part of a pause, with no capture: what ours is compared with.
 
         Between two checkpoints it changes nothing: what the guest had sent by then belongs to the epoch that
-        goes on afterwards.
+        goes on afterwards. But in event-tap with a tapped disk QEMU's own flush, with which it stops, counts
+        as the guest's, for no seal follows: each measurement starts a checkpoint.
         """
         pauses: list[float] = []
         while len(pauses) < count:

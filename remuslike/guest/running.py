@@ -58,14 +58,19 @@ class QemuGuest:
         """As `RunningGuest.pause`; QEMU goes on to save its devices while we hear that it has stopped."""
         if self._running:
             self._urgency.begin()
-            stop = self._process.qmp.send("stop")
-            if capture_follows:
-                self._saving = self._begin_save()
-            await self._answered(stop)
+            try:
+                stop = self._process.qmp.send("stop")
+                if capture_follows:
+                    self._saving = self._begin_save()
+                await self._answered(stop)
+            finally:
+                if not capture_follows:  # then it may stay paused for long
+                    self._urgency.end()
             self._running = False
 
     async def resume(self) -> None:
         if not self._running:
+            self._urgency.begin()
             try:
                 await self._answered(self._process.qmp.send("cont"))
             finally:
@@ -132,7 +137,10 @@ class QemuGuest:
             with self._apart():
                 pages = self._copy(indices)
         copied = time.perf_counter()
-        await self._answered(save)
+        try:
+            await self._answered(save)
+        finally:
+            self._urgency.end()  # whoever resumes it makes it urgent again: a stall may come first
         saved = time.perf_counter()
         return Capture(
             indices=indices,

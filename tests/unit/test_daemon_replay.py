@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from netbuf import Hold
 from netbuf.tap import VNET_HEADER_BYTES
 from remuslike.daemon.backup_session import BackupSession
 from remuslike.daemon.outputs import Outputs
+from remuslike.daemon.payloads import encode_frames
 from remuslike.daemon.primary_session import PendingEpoch, PrimarySession, Released
 from remuslike.daemon.retained import RETAINED_EPOCHS_MAX
 from remuslike.daemon.samples import Sample, Samples
@@ -195,3 +197,24 @@ async def test_frames_of_an_interface_that_the_guest_has_not_are_refused(pair: P
             pair.send(1, [], [], [FRAMES["udp"]])
             await pair.wait_arrived(1)
     assert caught.group_contains(PayloadError, match="network interface 2 of a guest with 2", depth=2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "in_thread"),
+    [([], False), ([FRAMES["udp"]] * 10, False), ([bytes(60_000)] * 9, True), ([FRAMES["udp"]] * 500, True)],
+    ids=["none", "few", "few large ones", "many small ones"],
+)
+async def test_an_epoch_of_many_frames_is_encoded_in_a_thread(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, frames: list[bytes], in_thread: bool
+) -> None:
+    encoders: list[threading.Thread] = []
+
+    def note(nic: int, some: Sequence[bytes]) -> Iterator[list[bytes]]:
+        encoders.append(threading.current_thread())
+        return encode_frames(nic, some)
+
+    monkeypatch.setattr("remuslike.daemon.primary_session.encode_frames", note)
+    async with connected(pair):
+        pair.send(1, [], frames)
+        await pair.wait_arrived(1)
+    assert [thread is not threading.main_thread() for thread in encoders] == [in_thread] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -23,7 +24,16 @@ from remuslike.engine.handshake import Goodbye
 from remuslike.engine.ports import PAGE_BYTES, Indices, Pages
 from remuslike.errors import PayloadError
 from remuslike.guest.running import QemuGuest
-from transport import BATCH_PAGES, FrameType, Link, LinkClosed, PageEncoder, TransportError
+from transport import (
+    BATCH_PAGES,
+    FrameType,
+    Link,
+    LinkClosed,
+    PageEncoder,
+    PreparedFrame,
+    TransportError,
+    prepare_frame,
+)
 
 RAM_PAGES = 2 * BATCH_PAGES
 CHUNKS = 3
@@ -330,3 +340,26 @@ async def test_passes_are_repeated_until_one_was_small(
     assert primary.guest.tracked == 1
     assert arrived[:1] == [FrameType.SYNC_DISK]
     assert set(arrived[1:]) <= {FrameType.SYNC_PAGES}
+
+
+async def test_what_is_synchronised_is_encoded_and_checksummed_in_threads(
+    links: tuple[Link, Link], disk: DiskBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[tuple[FrameType, bool]] = []
+
+    def note(kind: FrameType, epoch: int, parts: Sequence[Any]) -> PreparedFrame:
+        loops.append((kind, threading.current_thread() is threading.main_thread()))
+        return prepare_frame(kind, epoch, parts)
+
+    monkeypatch.setattr("remuslike.daemon.primary_session.prepare_frame", note)
+    monkeypatch.setattr("transport.link.prepare_frame", note)
+    primary = Primary(links[0], disk, [7], pages=7)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(primary.session.run)
+            nursery.start_soon(links[1].receive)
+            theirs = await disk.chunk_digests(0, CHUNKS)
+            await links[1].send(*digests(0, b"\0" * DIGEST_BYTES + theirs[DIGEST_BYTES:]))
+            await primary.session.synchronise()
+            nursery.cancel_scope.cancel()
+    assert loops[1:] == [(FrameType.SYNC_DISK, False), (FrameType.SYNC_PAGES, False)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 
@@ -207,6 +208,33 @@ def test_a_flush_that_is_not_the_guests_begins_no_epoch() -> None:
     gate.note_flush()
     admission(gate, change())  # a change counts whosever it is: it must be held
     assert told == [1, 2]
+
+
+def test_a_flush_that_waits_for_the_seal_after_which_flushes_do_not_count_begins_no_epoch() -> None:
+    told: list[int] = []
+    gate = make_gate(began=told)
+    gate.tell_beginnings()
+    gate.hold(1)
+    lock = gate._lock
+
+    class SealsFirst:
+        """The lock, which a checkpoint has had when the flush gets it."""
+
+        def __enter__(self) -> None:
+            gate._lock = lock
+            gate.flushes_ignored = True
+            gate.seal(1)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    gate._lock = cast(threading.Lock, SealsFirst())
+    gate.note_flush()
+    assert told == []
+    gate.flushes_ignored = False
+    gate.note_flush()
+    assert told == [2]
 
 
 def test_nobody_who_has_not_asked_is_told_of_a_beginning() -> None:

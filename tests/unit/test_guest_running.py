@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from remuslike.engine.ports import PAGE_BYTES
 from remuslike.errors import GuestError
+from remuslike.guest.qmp import Command
 from remuslike.guest.running import QemuGuest
 from remuslike.guest.tracker import KINDS
 
@@ -56,15 +57,49 @@ async def test_pause_and_resume_are_idempotent(tmp_path: Path) -> None:
         assert await status(guest) == "paused"
 
 
+def policy(guest: QemuGuest) -> int:
+    """QEMU's main thread's."""
+    return os.sched_getscheduler(guest.pid) & ~os.SCHED_RESET_ON_FORK
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a real-time priority")
-async def test_qemu_goes_first_while_its_guest_is_paused(tmp_path: Path) -> None:
+async def test_qemu_goes_first_while_it_is_asked_for_something_in_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with guest_of(tmp_path) as guest:
+        asked: list[tuple[str, int]] = []
+        send = guest._process.qmp.send
+
+        def note(command: str, **arguments: object) -> Command:
+            asked.append((command, policy(guest)))
+            return send(command, **arguments)
+
+        monkeypatch.setattr(guest._process.qmp, "send", note)
+        await guest.attach()
+        await guest.resume()
+        assert policy(guest) == os.SCHED_OTHER
+        await guest.pause(capture_follows=True)
+        assert policy(guest) == os.SCHED_RR
+        await guest.capture()
+        await guest.resume()
+        assert policy(guest) == os.SCHED_OTHER
+        assert [command for command, _ in asked] == ["cont", "stop", "xen-save-devices-state", "cont"]
+        assert {asked_as for _, asked_as in asked} == {os.SCHED_RR}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a real-time priority")
+async def test_qemu_of_a_guest_that_stays_paused_does_not_go_first(tmp_path: Path) -> None:
+    async with guest_of(tmp_path) as guest:
+        await guest.attach()
         await guest.resume()
         await guest.pause()
-        assert os.sched_getscheduler(guest.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+        assert policy(guest) == os.SCHED_OTHER
         await guest.resume()
-        assert os.sched_getscheduler(guest.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+        await guest.pause(capture_follows=True)
+        await guest.capture()
+        assert policy(guest) == os.SCHED_OTHER
 
 
 async def test_a_guest_that_somebody_else_started_can_be_paused(tmp_path: Path) -> None:

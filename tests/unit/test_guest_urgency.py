@@ -35,7 +35,7 @@ def test_it_goes_first_from_the_beginning_to_the_end(child: int) -> None:
     urgency.begin()
     for _ in range(2):
         urgency.end()
-        assert os.sched_getscheduler(child) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+        assert os.sched_getscheduler(child) == os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
         assert os.getpriority(os.PRIO_PROCESS, child) == 5
 
 
@@ -77,3 +77,33 @@ def test_a_refusal_is_told_once(child: int, monkeypatch: pytest.MonkeyPatch) -> 
             urgency.begin()
             urgency.end()
     assert [line["event"] for line in logs] == ["pause.ordinary"]
+
+
+def test_the_end_needs_no_privilege(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's user_check_sched_setscheduler: only with CAP_SYS_NICE may the flag be taken away."""
+    setscheduler = os.sched_setscheduler
+
+    def unprivileged(pid: int, policy: int, param: os.sched_param) -> None:
+        if os.sched_getscheduler(pid) & ~policy & os.SCHED_RESET_ON_FORK:
+            raise PermissionError(1, "Operation not permitted")
+        setscheduler(pid, policy, param)
+
+    urgency = Urgency(child)
+    urgency.begin()
+    monkeypatch.setattr(os, "sched_setscheduler", unprivileged)
+    urgency.end()
+    assert os.sched_getscheduler(child) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+
+
+def test_an_end_that_is_refused_is_told_once(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    urgency = Urgency(child)
+    urgency.begin()
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with capture_logs() as logs:
+        for _ in range(2):
+            urgency.end()
+            urgency.begin()
+    assert [line["event"] for line in logs] == ["pause.urgent"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 from fakes.wiring import FakeWiring, fake_guest_tap
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from netbuf.redirect import RING_FRAMES
 from netbuf.taphold import GATHER_S, TapHold
 
 FRAME = bytes(100)
@@ -68,3 +70,30 @@ async def test_the_next_epochs_first_frame_does_not_wait(mock_clock: MockClock) 
         wiring.send(FRAME)
         await wait_all_tasks_blocked()
         assert told == [1, 2]
+
+
+async def test_a_reader_that_finds_nothing_does_not_let_the_first_frame_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait_readable = trio.lowlevel.wait_readable
+    others_turn: list[int] = []
+
+    async def seal_first(descriptor: int) -> None:
+        """The engine has its turn between the reader's wake-up and its reading."""
+        await wait_readable(descriptor)
+        if not others_turn:
+            others_turn.append(1)
+            hold.seal(1)
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", seal_first)
+    async with holding() as (hold, wiring, told):
+        for expected in ([], [2]):
+            wiring.send(FRAME)
+            await wait_all_tasks_blocked()
+            assert others_turn
+            assert told == expected
+
+
+def test_what_comes_while_frames_are_let_come_together_takes_a_quarter_of_the_ring_at_most() -> None:
+    full_size_frames_per_s = 10e9 / 8 / 1500
+    assert GATHER_S * full_size_frames_per_s <= RING_FRAMES / 4

@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
@@ -216,6 +216,43 @@ async def test_several_frames_go_at_once(more_follows: bool) -> None:
             (FrameType.EPOCH_END, 3, b""),
         ]
         assert ours.statistics().sent[FrameType.PAGES] == Traffic(3, sent_bytes)
+
+
+async def test_a_large_epoch_lets_others_send_between_its_frames() -> None:
+    async with _socket_links() as (ours, theirs), trio.open_nursery() as nursery:
+        frames = [prepare_frame(FrameType.PAGES, epoch, [bytes(3 << 20)]) for epoch in range(3)]
+        nursery.start_soon(ours.send_prepared, frames)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ours.send, FrameType.GOODBYE)
+        await trio.testing.wait_all_tasks_blocked()
+        received = [await theirs.receive() for _ in range(4)]
+        assert [(frame.type, frame.epoch) for frame in received] == [
+            (FrameType.PAGES, 0),
+            (FrameType.GOODBYE, 0),
+            (FrameType.PAGES, 1),
+            (FrameType.PAGES, 2),
+        ]
+
+
+async def test_an_ordinary_epoch_is_not_sliced_and_only_the_end_of_a_large_one_is_pushed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    async def note(_link: Link, _sock: object, buffers: Sequence[memoryview], flags: int) -> None:
+        calls.append((sum(map(len, buffers)) >> 20, flags))
+
+    monkeypatch.setattr(Link, "_send_vectored", note)
+    async with _socket_links() as (ours, _theirs):
+        frames = [prepare_frame(FrameType.PAGES, 1, [bytes(1 << 20)]) for _ in range(7)]
+        await ours.send_prepared(frames[:3])
+        assert calls == [(3, 0)]
+        calls.clear()
+        sent_bytes = await ours.send_prepared(frames)
+        assert calls == [(3, socket.MSG_MORE), (3, socket.MSG_MORE), (1, 0)]
+        assert sent_bytes == sum(frame.size_bytes for frame in frames)
+        await ours.send_prepared(frames, more_follows=True)
+        assert calls[3:] == [(3, socket.MSG_MORE), (3, socket.MSG_MORE), (1, socket.MSG_MORE)]
 
 
 async def test_a_large_payload_is_judged_in_a_thread_and_cancellation_loses_nothing() -> None:
