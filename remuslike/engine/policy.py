@@ -76,6 +76,9 @@ class EventTapPolicy:
 # of them, and 1.05 with 2.
 _PAUSES_IF_IT_WRITES = 2
 
+# Nobody waits for an epoch that holds nothing. But the first output after it waits for all its dirty pages.
+_CEILINGS_IF_SILENT = 4
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptivePolicy:
@@ -90,13 +93,16 @@ class AdaptivePolicy:
     Disk writes have been answered, so nobody waits for them, and they start nothing. But a guest that writes
     before it replies takes longer to come to its replies: its epochs last two pauses for each doubling.
 
-    `ceiling_s` bounds what is held, and what a takeover may lose."""
+    `ceiling_s` bounds how long anything is held. An epoch that holds nothing lasts up to four of them, for
+    nobody would gain from its checkpoint: only what no other host has heard of is lost with it."""
 
     ceiling_s: float
     floor_s: float = 0.0
     synchronous: bool = False
 
     def due_at(self, situation: Situation) -> float | None:
+        if situation.first_frame is None and situation.first_write is None:
+            return situation.began + _CEILINGS_IF_SILENT * self.ceiling_s
         latest = situation.began + self.ceiling_s
         if situation.first_frame is None or situation.committed_at is None:
             return latest

@@ -77,8 +77,13 @@ def adaptive(floor_s: float = 0.0, **situation: float | None) -> float | None:
 
 
 def test_without_a_frame_an_epoch_lasts_as_long_as_it_may() -> None:
-    assert adaptive() == 1.1
     assert adaptive(first_write=1.02) == 1.1
+
+
+def test_an_epoch_that_holds_nothing_lasts_four_times_as_long() -> None:
+    assert adaptive() == 1.4
+    assert adaptive(first_write=1.3) == 1.1, "at once"
+    assert adaptive(first_frame=1.3) == 1.1, "at once"
 
 
 def test_a_lonely_frame_starts_a_checkpoint_once_the_last_has_committed() -> None:

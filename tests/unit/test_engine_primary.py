@@ -555,6 +555,12 @@ def test_a_tapped_guest_is_ended_in_order_from_its_rest() -> None:
     assert isinstance(feed(core, on.Released(1.0, 3))[-1], Finish)
 
 
+def test_a_silent_adaptive_guest_is_left_alone_and_a_late_output_is_let_out_at_once() -> None:
+    core = protected(policy=AdaptivePolicy(ceiling_s=0.1))
+    assert feed(core, tick(0.3)) == []
+    assert feed(core, on.OutputHeld(0.3, 2, OutputKind.DISK)) == [do.Checkpoint(2, base=False)]
+
+
 def test_an_adaptive_guest_is_checkpointed_when_the_last_one_has_committed() -> None:
     core = protected(policy=AdaptivePolicy(ceiling_s=0.1))
     assert feed(core, on.OutputHeld(0.01, 2, NET)) == [do.Checkpoint(2, base=False)]
