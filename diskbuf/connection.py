@@ -57,11 +57,11 @@ _STORE_THREADS = 8
 """Store operations of one client at a time: as `buffer.DiskBuffer` allows itself."""
 _GATHER_BYTES = 256 << 10
 """Replies of this size are sent before the next request is looked at: the client takes them meanwhile."""
+_GATHER_MAX = 16
+"""... and so are this many of them."""
 _ALONE_FOR = 64
 """After a long payload, how many requests are received without the crowd: more of them are likely, and a
 thread is better at them."""
-_GATHER_MAX = 16
-"""... and so are this many of them."""
 
 # Plain integers: an IntEnum's members are several times slower to compare and to hash.
 _READ = int(Command.READ)
@@ -175,7 +175,7 @@ class Connection:
                 self._send_replies()
                 return True
             self._take(request)
-            if self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX:
+            if self._has_gathered:
                 self._send_replies()
 
     def _join(self, crowd: Crowd) -> None:
@@ -225,9 +225,12 @@ class Connection:
                 return False
             self._receiver.header()
             self._take(request)
-            enough = self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX
-            if enough and not self._send_now(endpoint):
+            if self._has_gathered and not self._send_now(endpoint):
                 return False
+
+    @property
+    def _has_gathered(self) -> bool:
+        return self._replied_bytes >= _GATHER_BYTES or self._replied >= _GATHER_MAX
 
     def _send_now(self, endpoint: PlainEndpoint) -> bool:
         """Send the replies; False if something is left, for which there is no room."""
@@ -305,7 +308,7 @@ class Connection:
         self._alone_for = _ALONE_FOR
         if self._receiver.waits_for(length):
             self._send_replies()
-        begun: memoryview | None = None
+        begun: Bytes = b""
         if (passing := self._buffer.passing.begin(offset, length)) is not None:
             received = 0
             try:

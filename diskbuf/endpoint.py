@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from diskbuf.extents import Bytes
+from diskbuf.extents import Bytes, rest_of
 
 _T = TypeVar("_T")
 
@@ -116,10 +116,10 @@ class PlainEndpoint:
             return list(parts)
         if sent == sum(map(len, some)):
             return list(parts[_PARTS_MAX:])
-        return [*_after(some, sent), *parts[_PARTS_MAX:]]
+        return [*rest_of(some, sent), *parts[_PARTS_MAX:]]
 
     def _send_rest(self, parts: Sequence[Bytes], sent: int) -> None:
-        while pending := _after(parts, sent):
+        while pending := rest_of(parts, sent):
             parts, sent = pending, self._socket.sendmsg(pending)
 
     def set_timeout(self, timeout_s: float | None) -> None:
@@ -220,12 +220,3 @@ def _tune(client_socket: socket.socket) -> None:
     if client_socket.family != socket.AF_UNIX:
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def _after(parts: Sequence[Bytes], count: int) -> list[Bytes]:
-    """What is left of `parts` when `count` bytes of them are sent."""
-    for index, part in enumerate(parts):
-        if count < len(part):
-            return [memoryview(part)[count:], *parts[index + 1 :]]
-        count -= len(part)
-    return []

@@ -11,13 +11,23 @@ Invariants of `ExtentMap`:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 Bytes = bytes | bytearray | memoryview
 
 _NO_DATA = memoryview(b"")
+
+
+def rest_of(pieces: Sequence[Bytes], count: int) -> list[Bytes]:
+    """What is left of `pieces` when `count` bytes of them are written or sent."""
+    for index, piece in enumerate(pieces):
+        if count < len(piece):
+            return [memoryview(piece)[count:], *pieces[index + 1 :]]
+        count -= len(piece)
+    return []
+
 
 EXTENT_BYTES_MIN = 512
 """What the smallest extent counts for: about the size of its Python objects. Without it a client that trims

@@ -30,7 +30,7 @@ from diskbuf.errors import (
     StoreReadOnlyError,
     StoreShortError,
 )
-from diskbuf.extents import Bytes
+from diskbuf.extents import Bytes, rest_of
 from diskbuf.store import ALLOCATIONS_MAX, PIECES_MAX, Allocation
 
 _ZEROS = bytes(1 << 20)
@@ -132,7 +132,7 @@ class FileStore:
             while pending:
                 count = os.pwritev(self._descriptor, pending[:PIECES_MAX], offset + done)
                 done += count
-                pending = _after(pending, count)
+                pending = rest_of(pending, count)
         except OSError as error:
             raise self._failure("write", offset, length, error) from error
 
@@ -257,12 +257,3 @@ def _check_opened(path: Path, descriptor: int, read_only: bool) -> int:
     if size_bytes == 0:
         raise StoreOpenError(f"store {path} has 0 bytes; give it the disk's size (truncate -s)")
     return size_bytes
-
-
-def _after(pieces: list[Bytes], count: int) -> list[Bytes]:
-    """What is left of `pieces` when `count` bytes of them are written."""
-    for index, piece in enumerate(pieces):
-        if count < len(piece):
-            return [memoryview(piece)[count:], *pieces[index + 1 :]]
-        count -= len(piece)
-    return []

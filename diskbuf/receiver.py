@@ -13,6 +13,7 @@ from __future__ import annotations
 from diskbuf.arena import SLAB_BYTES_MIN, Arena
 from diskbuf.endpoint import Endpoint, PlainEndpoint
 from diskbuf.errors import ProtocolError
+from diskbuf.extents import Bytes
 from diskbuf.wire import DRAIN_BYTES_MAX, REQUEST_BYTES, Request, decode_writes
 
 READ_AHEAD_BYTES = 256 << 10
@@ -36,11 +37,10 @@ class Receiver:
 
     def header(self) -> memoryview | None:
         """The next request's header, valid until the next call, or None if `fill` must receive it first."""
-        start = self._start
-        if self._end - start < REQUEST_BYTES:
-            return None
-        self._start = start + REQUEST_BYTES
-        return self._buffer[start : start + REQUEST_BYTES]
+        header = self.next_header()
+        if header is not None:
+            self._start += REQUEST_BYTES
+        return header
 
     def next_header(self) -> memoryview | None:
         """What `header` would return, which is then to be asked for it."""
@@ -82,11 +82,11 @@ class Receiver:
         """Whether a payload of `length` bytes has not been received yet."""
         return self._end - self._start < length
 
-    def payload(self, length: int, begun: memoryview | None = None) -> memoryview:
+    def payload(self, length: int, begun: Bytes = b"") -> memoryview:
         """The next `length` bytes, in memory that nobody else writes to; what was `begun` to be received
         elsewhere, by `payload_soon`, is the first of them."""
         if length >= SLAB_BYTES_MIN:
-            return self._long_payload(length, begun or memoryview(b""))
+            return self._long_payload(length, begun)
         while self._end - self._start < length:
             self._receive_short(length)
         start = self._start
@@ -98,12 +98,9 @@ class Receiver:
 
     def payload_soon(self, target: memoryview) -> int:
         """Fill `target` with the next bytes, or as much of it as the client sends soon; how much."""
-        start, there = self._start, min(self._end - self._start, len(target))
-        if there:
-            target[:there] = self._buffer[start : start + there]
-            self._start = start + there
+        there = self._take_ahead(target)
         if there < len(target):
-            there += self._endpoint.receive_soon(target[there:] if there else target)
+            there += self._endpoint.receive_soon(target[there:])
         self._long = self._start == self._end
         return there
 
@@ -120,20 +117,24 @@ class Receiver:
                 raise ProtocolError(f"hung up with {left} bytes of a refused write to come")
             left -= received
 
-    def _long_payload(self, length: int, begun: memoryview) -> memoryview:
+    def _long_payload(self, length: int, begun: Bytes) -> memoryview:
         target = self._arena.take(length)
         if target is None:
             target = memoryview(bytearray(length))
-        first, start = len(begun), self._start
-        target[:first] = begun
-        there = first + min(self._end - start, length - first)
-        target[first:there] = self._buffer[start : start + there - first]
-        self._start = start + there - first
+        target[: len(begun)] = begun
+        there = len(begun) + self._take_ahead(target[len(begun) :])
         there += self._endpoint.receive_exactly(target[there:]) if there < length else 0
         if there < length:
             raise ProtocolError(f"hung up after {there} of a write's {length} bytes")
         self._long = self._start == self._end
         return target
+
+    def _take_ahead(self, target: memoryview) -> int:
+        """Fill `target` as far as what has been received already goes; how far."""
+        start, there = self._start, min(self._end - self._start, len(target))
+        target[:there] = self._buffer[start : start + there]
+        self._start = start + there
+        return there
 
     def _receive_short(self, length: int) -> None:
         """Receive more of a short payload, and what comes behind it."""

@@ -312,9 +312,8 @@ class TapHold:
                     if emptied:
                         self._open_gate()
                     self._tell()
-                    if (
-                        emptied and self._ledger.open_items
-                    ):  # else the next is the first, to be told of at once
+                    # An epoch without frames waits for its first, which is to be told of at once.
+                    if emptied and self._ledger.open_items:
                         await self._gather()
             else:
                 await self._changed.wait()

@@ -678,23 +678,33 @@ async def test_long_writes_go_to_an_open_store_in_memory_as_they_come() -> None:
     await converse(talk, size_bytes=2 * length, in_memory=True)
 
 
+async def begin_long_write(client: Client, length: int) -> None:
+    """Of "open" and then "h" throughout; only its first four bytes come, and are in the store."""
+    await client.buffer.open()
+    await client.send(header(Command.WRITE, 0, length, cookie=1) + b"open")
+    while client.memory[:4] != b"open":
+        await trio.lowlevel.checkpoint()
+
+
+async def end_long_write(client: Client, length: int) -> None:
+    """The rest comes; all of it is held."""
+    await client.send(b"h" * (length - 4))
+    assert await client.reply() == (1, 0, b"")
+    (held,) = client.buffer.held_writes().extents
+    assert (held.offset, held.data) == (0, b"open" + b"h" * (length - 4))
+
+
 async def test_a_release_does_not_wait_for_a_client_in_the_midst_of_a_long_write() -> None:
     """What has come is in the store, and as unanswered as it is unsafe; all of it belongs to the epoch."""
     length = SLAB_BYTES_MIN
 
     async def talk(client: Client) -> None:
-        await client.buffer.open()
-        await client.send(header(Command.WRITE, 0, length, cookie=1) + b"open")
-        while client.memory[:4] != b"open":
-            await trio.lowlevel.checkpoint()
+        await begin_long_write(client, length)
         client.buffer.hold(1)
         client.buffer.write(length, b"held")
         client.buffer.seal(1)
         await client.buffer.release(1)
-        await client.send(b"h" * (length - 4))
-        assert await client.reply() == (1, 0, b"")
-        (held,) = client.buffer.held_writes().extents
-        assert (held.offset, held.data) == (0, b"open" + b"h" * (length - 4))
+        await end_long_write(client, length)
         assert client.memory[: length + 4] == b"open" + bytes(length - 4) + b"held"
 
     await converse(talk, size_bytes=2 * length, in_memory=True)
@@ -704,15 +714,9 @@ async def test_a_long_write_that_was_received_while_an_epoch_began_is_of_that_ep
     length = SLAB_BYTES_MIN
 
     async def talk(client: Client) -> None:
-        await client.buffer.open()
-        await client.send(header(Command.WRITE, 0, length, cookie=1) + b"open")
-        while client.memory[:4] != b"open":
-            await trio.lowlevel.checkpoint()
+        await begin_long_write(client, length)
         client.buffer.hold(1)  # and what a synchronisation reads now has no more than four bytes of it
-        await client.send(b"h" * (length - 4))
-        assert await client.reply() == (1, 0, b"")
-        (held,) = client.buffer.held_writes().extents
-        assert (held.offset, held.data) == (0, b"open" + b"h" * (length - 4))
+        await end_long_write(client, length)
 
     await converse(talk, size_bytes=2 * length, in_memory=True)
 
