@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 from rich.console import Console
 
@@ -24,10 +23,9 @@ from remuslike.bench.errors import BenchOptionError
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.fio import DEPTH, Job
 from remuslike.bench.output import check_json_path, check_tools, take_samples
+from remuslike.bench.plan import in_turn
 from remuslike.bench.view import View
 from remuslike.image import build_image, probe_accelerator
-
-_T = TypeVar("_T")
 
 EPOCH_MS = 25.0
 DISK_BYTES = 1 << 30
@@ -144,7 +142,7 @@ class DiskBench:
             await fill(server, DISK_BYTES)
         for number in self._rounds():
             for measure, job in NBD_JOBS.items():
-                for server in _turned(servers, number):
+                for server in in_turn(servers, number):
                     found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, 1)
                     self._note(Sample(measure, server.name, number, found.per_s, found.cores))
 
@@ -159,7 +157,7 @@ class DiskBench:
             await fill(server, DISK_BYTES)
         for number in self._rounds():
             for measure, job in CLIENT_JOBS.items():
-                for setting, server, clients in _turned(settings, number):
+                for setting, server, clients in in_turn(settings, number):
                     found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, clients)
                     self._note(Sample(measure, setting, number, found.per_s, found.cores))
                     self._note(Sample(SERVER_COST[measure], setting, number, found.server_us))
@@ -178,7 +176,7 @@ class DiskBench:
             await guest.fill()
         for number in self._rounds():
             for measure, job in GUEST_JOBS.items():
-                for guest in _turned(guests, number):
+                for guest in in_turn(guests, number):
                     per_s, cores = await guest.measure(job, self.options.seconds)
                     self._note(Sample(measure, guest.name, number, per_s, cores))
 
@@ -205,12 +203,6 @@ class DiskBench:
         self.view.sample(sample, self.options.repeat)
 
 
-def _turned(settings: Sequence[_T], number: int) -> Sequence[_T]:
-    """They take turns at being the first of a round."""
-    first = (number - 1) % len(settings)
-    return [*settings[first:], *settings[:first]]
-
-
 def run_disk_bench(options: DiskOptions, console: Console) -> int:
     """Measure, and report on `console` and in `options.json_path`.
 
@@ -223,24 +215,21 @@ def run_disk_bench(options: DiskOptions, console: Console) -> int:
     view = View(console, MEASURES, part="server")
     with TemporaryDirectory(prefix="remuslike-", dir=options.directory) as directory:
         bench = DiskBench(options, view, Path(directory))
-
-        def report() -> Report:
-            return Report(
-                benchmark="disk",
-                environment=asdict(environment),
-                options={
-                    "seconds": options.seconds,
-                    "repeat": options.repeat,
-                    "parts": options.parts,
-                    "epoch_ms": EPOCH_MS,
-                    "depth": DEPTH,
-                },
-                measures=MEASURES,
-                skipped={},
-                samples=bench.samples,
-                timely=not environment.emulated,
-            )
-
+        report = Report(
+            benchmark="disk",
+            environment=asdict(environment),
+            options={
+                "seconds": options.seconds,
+                "repeat": options.repeat,
+                "parts": options.parts,
+                "epoch_ms": EPOCH_MS,
+                "depth": DEPTH,
+            },
+            measures=MEASURES,
+            skipped={},
+            samples=bench.samples,
+            timely=not environment.emulated,
+        )
         return take_samples(bench.run, report, view, options.json_path)
 
 

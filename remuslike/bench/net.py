@@ -25,6 +25,7 @@ from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.lan import BRIDGE, Guest, Lan, enter_private_network
 from remuslike.bench.machine import start_qemu_guest
 from remuslike.bench.output import check_json_path, check_root, check_tools, take_samples
+from remuslike.bench.plan import in_turn
 from remuslike.bench.view import View
 from remuslike.image import Accelerator, GuestImage, build_image, probe_accelerator
 
@@ -228,13 +229,11 @@ class NetBench:
             async with subject.at_work():
                 pass  # so that no guest boots beside a measurement
         for number in range(1, self._options.repeat + 1):
-            # They take turns at being the first of a round, too.
-            first = (number - 1) % len(self._subjects)
-            for subject in self._subjects[first:] + self._subjects[:first]:
+            for subject in in_turn(self._subjects, number):
                 async with subject.at_work():
                     await self._turn(number, subject)
             for pair in self._pairs:
-                for subject in pair if number % 2 else reversed(pair):
+                for subject in in_turn(pair, number):
                     async with subject.at_work():
                         await self._notify(number, subject, "" if subject is pair[0] else UNTOLD)
             if self._high_level is not None and "seal" in self._options.parts:
@@ -306,23 +305,20 @@ def run_net_bench(options: NetOptions, console: Console) -> int:
     with ExitStack() as stack:
         lan = stack.enter_context(Lan())
         bench = NetBench(lan, options, view, stack, machine)
-
-        def report() -> Report:
-            return Report(
-                benchmark="net",
-                environment=asdict(environment),
-                options={
-                    "seconds": options.seconds,
-                    "repeat": options.repeat,
-                    "parts": options.parts,
-                    "epoch_ms": EPOCH_MS,
-                },
-                measures=MEASURES,
-                skipped=bench.skipped,
-                samples=bench.samples,
-                timely=not environment.emulated,
-            )
-
+        report = Report(
+            benchmark="net",
+            environment=asdict(environment),
+            options={
+                "seconds": options.seconds,
+                "repeat": options.repeat,
+                "parts": options.parts,
+                "epoch_ms": EPOCH_MS,
+            },
+            measures=MEASURES,
+            skipped=bench.skipped,
+            samples=bench.samples,
+            timely=not environment.emulated,
+        )
         with _as_a_daemon():
             return take_samples(bench.run, report, view, options.json_path)
 

@@ -36,10 +36,9 @@ def check_tools(packages: Mapping[str, str]) -> None:
 
 
 def take_samples(
-    measure: Callable[[], Awaitable[None]], report: Callable[[], Report], view: View, path: Path | None
+    measure: Callable[[], Awaitable[None]], report: Report, view: View, path: Path | None
 ) -> int:
-    """Have `measure` take samples to its end, or to a signal; show and keep the `report` of those that there
-    are by then.
+    """Have `measure` add to the samples of `report` to its end, or to a signal; then show and keep it.
 
     Returns the exit status: 0, or 128 plus the signal's number. When a measurement fails its error is raised
     behind the report.
@@ -47,13 +46,13 @@ def take_samples(
     try:
         run_interruptibly(measure)
     except Interrupted as interruption:
-        _conclude(replace(report(), complete=False), view, path)
+        _conclude(replace(report, complete=False), view, path)
         view.say("interrupted")
         return 128 + interruption.number
     except expected_errors():
-        _conclude(replace(report(), complete=False), view, path)
+        _conclude(replace(report, complete=False), view, path)
         raise
-    _conclude(report(), view, path)
+    _conclude(report, view, path)
     return 0
 
 

@@ -22,6 +22,7 @@ from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, Meas
 from remuslike.bench.figures import Measure, Of, Report, Sample, Wanted
 from remuslike.bench.output import check_json_path, check_root, check_tools, take_samples
 from remuslike.bench.pair import ProtectedGuest, guest_files, protected_guest
+from remuslike.bench.plan import in_turn
 from remuslike.bench.view import View
 from remuslike.demo.messages import Sample as Checkpoint
 from remuslike.demo.options import MACHINES, DemoOptions
@@ -194,29 +195,26 @@ def run_pause_bench(options: PauseOptions, console: Console) -> int:
 
     async def measure() -> None:
         for number in range(1, options.repeat + 1):
-            first = (number - 1) % len(options.subjects)
-            for subject in options.subjects[first:] + options.subjects[:first]:
+            for subject in in_turn(options.subjects, number):
                 taken = await _measure(subject, options, files, number)
                 samples.extend(taken)
                 view.say(_said(subject, taken, options.repeat))
 
-    def report() -> Report:
-        return Report(
-            benchmark="pause",
-            environment=asdict(environment),
-            options={
-                "seconds": options.seconds,
-                "repeat": options.repeat,
-                "pages": options.pages,
-                "epoch_ms": options.epoch_ms,
-                "guests": [subject.name for subject in options.subjects],
-            },
-            measures=measures(options),
-            skipped={},
-            samples=samples,
-            timely=True,
-        )
-
+    report = Report(
+        benchmark="pause",
+        environment=asdict(environment),
+        options={
+            "seconds": options.seconds,
+            "repeat": options.repeat,
+            "pages": options.pages,
+            "epoch_ms": options.epoch_ms,
+            "guests": [subject.name for subject in options.subjects],
+        },
+        measures=measures(options),
+        skipped={},
+        samples=samples,
+        timely=True,
+    )
     return take_samples(measure, report, view, options.json_path)
 
 

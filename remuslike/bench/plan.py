@@ -69,12 +69,12 @@ def visits_of(options: RunOptions) -> list[Visit]:
         for number in range(1, options.repeat + 1)
         for name, parameters in options.selection.items()
         for together in _boots(options, parameters)
-        for setting in _rotated(settings, number - 1)
+        for setting in in_turn(settings, number)
     ]
     visits += [
         Visit(number, setting, TAKEOVER, (_variant(options, TAKEOVER, setting, {}),))
         for number in range(1, options.kills + 1)
-        for setting in _rotated(protected, number - 1)
+        for setting in in_turn(protected, number)
     ]
     return visits
 
@@ -108,8 +108,9 @@ def _variant(options: RunOptions, workload: str, setting: Setting, parameters: M
     )
 
 
-def _rotated(items: Sequence[_T], by: int) -> list[_T]:
-    shift = by % len(items) if items else 0
+def in_turn(items: Sequence[_T], number: int) -> list[_T]:
+    """All of them, in the order of the round `number`, from 1: they take turns at being its first."""
+    shift = (number - 1) % len(items) if items else 0
     return [*items[shift:], *items[:shift]]
 
 

@@ -38,11 +38,9 @@ class Bench:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.then)
 
-    def report(self) -> Report:
-        return Report("fake", {}, {}, MEASURES, {}, self.samples, timely=True)
-
     def take(self) -> int:
-        return take_samples(self.measure, self.report, View(Console(file=self.output), MEASURES), self.path)
+        report = Report("fake", {}, {}, MEASURES, {}, self.samples, timely=True)
+        return take_samples(self.measure, report, View(Console(file=self.output), MEASURES), self.path)
 
     @property
     def document(self) -> dict[str, Any]:
