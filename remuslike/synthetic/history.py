@@ -59,23 +59,31 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """The frames that nobody asked for: `repeated` came twice or after a later one, which a guest whose
-    output is held never lets happen; `missing` did not come, as frames may not."""
+    """The frames that nobody asked for: `repeated` came twice, `overtaken` for the first time but after a
+    later one; a guest whose output is held lets neither happen. `missing` did not come, as frames may not."""
 
     received: int
     repeated: int
+    overtaken: int
     missing: int
+
+    def findings(self) -> list[str]:
+        """What can't be, in words."""
+        found = [(self.repeated, "came again"), (self.overtaken, "came after a later one")]
+        return [f"{count} frames {what}" for count, what in found if count]
 
 
 def judge_numbers(numbers: Sequence[int]) -> Numbered:
     """Of a LAN that keeps the order, in the order in which they came."""
-    latest, repeated = -1, 0
+    seen: set[int] = set()
+    latest, repeated, overtaken = -1, 0, 0
     for number in numbers:
-        repeated += number <= latest
+        repeated += number in seen
+        overtaken += number not in seen and number < latest
+        seen.add(number)
         latest = max(latest, number)
-    span = latest - numbers[0] + 1 if numbers else 0
-    received = len(numbers)
-    return Numbered(received, repeated, max(span - (received - repeated), 0))
+    span = latest - min(seen) + 1 if seen else 0
+    return Numbered(len(numbers), repeated, overtaken, span - len(seen))
 
 
 @dataclass(frozen=True, slots=True)

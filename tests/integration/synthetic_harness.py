@@ -82,9 +82,7 @@ class Clients:
 
     def findings(self) -> list[str]:
         """What can't be true of what they were told. A frame's number comes once, and after all before it."""
-        found = list(self.load.verdict.findings)
-        repeated = judge_numbers(self.frames.numbers).repeated
-        return found + ([f"{repeated} frames came again"] if repeated else [])
+        return [*self.load.verdict.findings, *judge_numbers(self.frames.numbers).findings()]
 
 
 @asynccontextmanager

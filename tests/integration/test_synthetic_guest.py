@@ -64,7 +64,7 @@ async def test_what_a_stalled_guest_had_sent_comes_from_the_next_host() -> None:
         assert survivor.takeover["epoch"] > FATAL_EPOCH, "the second session's base"
         assert survivor.takeover["replayed_frames"] > 0
         numbered = judge_numbers(frames.numbers)
-        assert (numbered.missing, numbered.repeated) == (0, 0)
+        assert (numbered.missing, numbered.findings()) == (0, [])
 
 
 async def test_a_hold_that_releases_at_the_seal_is_found_out() -> None:

@@ -15,6 +15,7 @@ from daemon_harness import Daemon, Statistics, run
 from synthetic_harness import ADDRESS, Clients, counting, synthetic_cluster
 
 from remuslike.config import Mode
+from remuslike.demo import plan
 from remuslike.synthetic import Rates
 from remuslike.synthetic.history import judge_numbers
 
@@ -61,10 +62,22 @@ class Pair:
         return survivor
 
 
+def keep_order(namespace: str) -> None:
+    """Have one processor receive all that comes to the LAN's ports.
+
+    A veth hands a frame to the processor that sent it, so those of two processors overtake each other, by a
+    second in the lab, where a daemon with real-time priority keeps one of them from its softirqs.
+    """
+    for port in plan.PORTS.values():
+        setting = f"/sys/class/net/{port}/queues/rx-0/rps_cpus"
+        run("ip", "netns", "exec", namespace, "sh", "-c", f"echo 1 >{setting}")
+
+
 @asynccontextmanager
 async def plugged(mode: Mode, epoch_ms: float, kill_at: str | None = None) -> AsyncIterator[Pair]:
     """In the block the primary's host dies."""
     with synthetic_cluster(RATES, detect_ms=DETECT_MS) as hosts:
+        keep_order(hosts.namespaces.client)
         for node in (hosts.primary, hosts.secondary):
             node.document["epoch"] = {"mode": mode, "epoch_ms": epoch_ms}
             node.document["buffers"] = {"hold": "plug"}

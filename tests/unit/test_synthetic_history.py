@@ -66,12 +66,20 @@ def test_a_verdict_is_of_all() -> None:
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
-        ([], Numbered(0, 0, 0)),
-        ([5, 6, 7], Numbered(3, 0, 0)),
-        ([5, 8, 9], Numbered(3, 0, 2)),
-        ([5, 6, 7, 6, 7, 8], Numbered(6, 2, 0)),
-        ([5, 5], Numbered(2, 1, 0)),
+        ([], Numbered(0, 0, 0, 0)),
+        ([5, 6, 7], Numbered(3, 0, 0, 0)),
+        ([5, 8, 9], Numbered(3, 0, 0, 2)),
+        ([5, 6, 7, 6, 7, 8], Numbered(6, 2, 0, 0)),
+        ([5, 5], Numbered(2, 1, 0, 0)),
+        ([5, 8, 6, 7, 9], Numbered(5, 0, 2, 0)),
+        ([5, 8, 6, 6], Numbered(4, 1, 1, 1)),
+        ([6, 5, 7], Numbered(3, 0, 1, 0)),
     ],
 )
 def test_frames_come_once_and_in_order(numbers: list[int], expected: Numbered) -> None:
     assert judge_numbers(numbers) == expected
+
+
+def test_what_frames_may_not_do_is_said() -> None:
+    assert judge_numbers([5, 8, 6, 6]).findings() == ["1 frames came again", "1 frames came after a later one"]
+    assert judge_numbers([5, 8]).findings() == []
