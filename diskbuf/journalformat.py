@@ -42,9 +42,10 @@ is torn in a crash. Anything stronger costs twice the time and more of a 64 MiB 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from isal.isal_zlib import crc32
 
 from diskbuf.errors import JournalFormatError, JournalOpenError, JournalVersionError
 from diskbuf.extents import Bytes, Extent
@@ -146,7 +147,7 @@ def encode_superblock(superblock: Superblock) -> bytes:
         len(uri),
     )
     block = (fields + uri).ljust(BLOCK_BYTES - _CHECKSUM.size, b"\0")
-    return block + _CHECKSUM.pack(zlib.crc32(block))
+    return block + _CHECKSUM.pack(crc32(block))
 
 
 def decode_superblocks_untrusted(blocks: Bytes, name: str) -> Superblock:
@@ -160,7 +161,7 @@ def decode_superblocks_untrusted(blocks: Bytes, name: str) -> Superblock:
         block = memoryview(blocks)[start : start + BLOCK_BYTES]
         magic, version = _VERSION_FIELD.unpack_from(block)
         body = block[: -_CHECKSUM.size]
-        if magic != _SUPERBLOCK_MAGIC or _CHECKSUM.pack(zlib.crc32(body)) != block[-_CHECKSUM.size :]:
+        if magic != _SUPERBLOCK_MAGIC or _CHECKSUM.pack(crc32(body)) != block[-_CHECKSUM.size :]:
             continue
         newest_version = max(newest_version, version)
         if version == _VERSION:
@@ -191,7 +192,7 @@ def encode_epoch(epoch: int, extents: Sequence[Extent]) -> EncodedEpoch:
     payload = encode_writes(SealedWrites(tuple(extents)))
     checksum = 0
     for part in payload:
-        checksum = zlib.crc32(part, checksum)
+        checksum = crc32(part, checksum)
     return EncodedEpoch(epoch, payload, sum(map(len, payload)), checksum)
 
 
@@ -210,7 +211,7 @@ def encode_record(
         encoded.payload_bytes,
         0,
     )
-    head = fields + _CHECKSUM.pack(zlib.crc32(fields))
+    head = fields + _CHECKSUM.pack(crc32(fields))
     padding = encoded.record_bytes - HEADER_BYTES - encoded.payload_bytes
     return header, [head, *encoded.payload, memoryview(_ZEROS)[:padding]]
 
@@ -222,7 +223,7 @@ def decode_record_header_untrusted(data: Bytes, journal_id: bytes) -> RecordHead
     if (
         magic != _RECORD_MAGIC
         or found_id != journal_id
-        or _CHECKSUM.unpack_from(data, _RECORD.size) != (zlib.crc32(body),)
+        or _CHECKSUM.unpack_from(data, _RECORD.size) != (crc32(body),)
     ):
         return None
     return RecordHeader(sequence, epoch, position, payload_bytes, payload_checksum)

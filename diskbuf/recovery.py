@@ -8,10 +8,11 @@ recovered in the same way, because the tail moves only after the store was synce
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 from diskbuf.errors import JournalFormatError, JournalMismatchError, SealedWritesError
 from diskbuf.journalfile import JournalFile, PreallocatedFile
@@ -111,7 +112,7 @@ class Reader:
     def payload(self, header: RecordHeader) -> SealedWrites | None:
         """What a record holds, or None if it isn't whole."""
         payload = self._read(header.position + HEADER_BYTES, header.payload_bytes)
-        if zlib.crc32(payload) != header.payload_checksum:
+        if crc32(payload) != header.payload_checksum:
             return None
         try:
             return decode_writes_untrusted(payload, self._superblock.store_bytes)

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeAlias
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from transport.errors import (
     FrameError,

@@ -39,8 +39,8 @@ _SO_SNDBUFFORCE: Final = 32
 # UIO_MAXIOV of Linux uio.h: sendmsg refuses more parts at once.
 _PARTS_PER_CALL: Final = 1024
 
-# Up to this large a payload is judged here, in 0.2 ms; a larger one in a thread.
-_JUDGED_AT_ONCE_BYTES: Final = 512 * 1024
+# Up to this large a payload is judged here, in 0.3 ms; a larger one in a thread.
+_JUDGED_AT_ONCE_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
