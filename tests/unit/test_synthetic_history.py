@@ -81,5 +81,6 @@ def test_frames_come_once_and_in_order(numbers: list[int], expected: Numbered) -
 
 
 def test_what_frames_may_not_do_is_said() -> None:
-    assert judge_numbers([5, 8, 6, 6]).findings() == ["1 frames came again", "1 frames came after a later one"]
+    again, late = judge_numbers([5, 8, 6, 6]).findings()
+    assert (again, late) == ("1 frames came again", "1 frames came after a later one")
     assert judge_numbers([5, 8]).findings() == []
