@@ -4,8 +4,9 @@
 
 A process of its own, since it lives in the client's network namespace. It says "ready" when all connections
 stand, begins when it is sent a line, and at the end prints one JSON object: `seconds`, `latencies_ms`, `at_s`
-(when each answer came). KIND is one of KINDS. CLIENTS is a number, or several with commas between them: so
-many ask in each of as many equal parts of the time.
+(when each answer came). KIND is one of KINDS, or "write*N": N at a time, all of which are sent before the
+first is answered. CLIENTS is a number, or several with commas between them: so many ask in each of as many
+equal parts of the time.
 """
 
 from __future__ import annotations
@@ -52,11 +53,13 @@ def transaction_request(number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A request, and how one knows that its answer is whole: that begins and ends so."""
+    """A request, and how one knows that its answer is whole: that begins and ends so. It counts `answers`
+    times."""
 
     request: Callable[[int], bytes]
     begins: bytes
     ends: bytes
+    answers: int = 1
 
     def is_whole(self, answer: bytes) -> bool:
         """Raises ValueError for an answer that isn't one to this request."""
@@ -69,6 +72,20 @@ KINDS: Mapping[str, Kind] = {
     "write": Kind(write_request, b"+OK\r\n", b"+OK\r\n"),
     "transaction": Kind(transaction_request, b"+OK\r\n" + b"+QUEUED\r\n" * 3 + b"*3\r\n", b"+OK\r\n"),
 }
+
+
+def kind_of(name: str) -> Kind:
+    """Of its name on the command line. Raises ValueError or KeyError."""
+    base, _, count_text = name.partition("*")
+    if not count_text:
+        return KINDS[base]
+    depth = int(count_text)
+    one = KINDS["write"]
+
+    def request(number: int) -> bytes:
+        return b"".join(one.request(number * depth + each) for each in range(depth))
+
+    return Kind(request, one.begins * depth, one.ends, depth)
 
 
 @dataclass(slots=True)
@@ -88,9 +105,9 @@ class Found:
     latencies_ms: list[float] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)
 
-    def note(self, asked_at: float, now: float) -> None:
-        self.latencies_ms.append(round((now - asked_at) * 1e3, 3))
-        self.at_s.append(round(now - self.began, 3))
+    def note(self, asked_at: float, now: float, answers: int) -> None:
+        self.latencies_ms += [round((now - asked_at) * 1e3, 3)] * answers
+        self.at_s += [round(now - self.began, 3)] * answers
 
 
 def ask(streams: list[socket.socket], kind: Kind, seconds: float, steps: Sequence[int] = ()) -> Found:
@@ -129,7 +146,7 @@ def ask(streams: list[socket.socket], kind: Kind, seconds: float, steps: Sequenc
                     continue
                 now = time.monotonic()
                 if now < until:
-                    found.note(asker.asked_at, now)
+                    found.note(asker.asked_at, now, kind.answers)
                 idle.append(asker)
                 under_way = begin(now)
     return found
@@ -155,7 +172,7 @@ def main(host: str, port: str, clients: str, seconds: str, name: str) -> None:
     os.write(sys.stdout.fileno(), b"ready\n")
     if not sys.stdin.readline():
         return
-    found = ask(streams, KINDS[name], float(seconds), steps)
+    found = ask(streams, kind_of(name), float(seconds), steps)
     report = {"seconds": float(seconds), "latencies_ms": found.latencies_ms, "at_s": found.at_s}
     sys.stdout.write(json.dumps(report))
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from remuslike.bench.requests import KINDS, ask, wanted_at
+from remuslike.bench.requests import KINDS, ask, kind_of, wanted_at
 
 ANSWERS = {
     "write": b"+OK\r\n",
@@ -70,6 +70,31 @@ def test_every_answer_is_timed(streams: list[tuple[socket.socket, socket.socket]
     assert all(latency >= 0 for latency in found.latencies_ms)
     assert found.at_s == sorted(found.at_s)
     assert found.at_s[-1] <= 0.05
+
+
+def test_several_go_together_and_each_of_them_counts(
+    streams: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    kind = kind_of("write*3")
+    assert kind.request(2) == b"".join(KINDS["write"].request(number) for number in (6, 7, 8))
+    answers = [b"+OK\r\n" * 2, b"+OK\r\n" * 3, b"+OK\r\n+OK\r"]
+    assert [kind.is_whole(answer) for answer in answers] == [False, True, False]
+    here, there = streams[0]
+    thread = threading.Thread(target=serve, args=(there, b"+OK\r\n" * 3))
+    thread.start()
+    try:
+        found = ask([here], kind, seconds=0.05)
+    finally:
+        here.close()
+        thread.join()
+    assert len(found.latencies_ms) == len(found.at_s) > 0
+    assert len(found.at_s) % 3 == 0
+
+
+@pytest.mark.parametrize("name", ["read", "write*many"])
+def test_an_unknown_kind_is_an_error(name: str) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        kind_of(name)
 
 
 def test_a_load_comes_and_goes() -> None:

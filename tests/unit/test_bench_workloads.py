@@ -63,6 +63,12 @@ async def test_redis_counts_answers_and_says_when_they_came() -> None:
     assert stage.said[-1].endswith("10.77.0.2 6379 16 2 write")
 
 
+async def test_pipelining_clients_ask_for_several_at_a_time() -> None:
+    stage = FakeStage({"appendfsync": "OK\n"}, {"requests": '{"latencies_ms": [1, 1], "at_s": [0.1, 0.1]}'})
+    assert (await measured("redis-pipeline", stage, clients=256, pipeline=8)).rate == 1
+    assert stage.said[-1].endswith("10.77.0.2 6379 256 2 write*8")
+
+
 async def test_a_load_that_comes_and_goes_is_asked_for_in_thirds() -> None:
     report = {"latencies_ms": [1.0] * 40, "at_s": [0.1] * 4 + [1.0] * 32 + [1.9] * 4}
     stage = FakeStage({"appendfsync": "OK\n"}, {"remuslike.bench.requests": json.dumps(report)})

@@ -10,6 +10,7 @@ from remuslike.bench.workloads.contract import Workload
 
 _ALL: tuple[Workload, ...] = (
     redis.REQUESTS,
+    redis.PIPELINED,
     redis.STEPS,
     redis.TRANSACTIONS,
     iperf.TCP_OUT,

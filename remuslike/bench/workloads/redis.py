@@ -1,4 +1,4 @@
-"""Request and response: redis, with a few and with many clients, each waiting for its answer."""
+"""Request and response: redis, with a few and with many clients, most of which wait for each answer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ _PATIENCE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Redis:
-    """`clients` connections, each with one request under way. `kind` is of `remuslike.bench.requests`,
-    `fsync` is redis's appendfsync: when a write that is acknowledged is on the disk. With `steps` only one of
-    them asks in the first and in the last third of the time."""
+    """`clients` connections, each with one request under way, or with `pipeline` of them, sent together.
+
+    `kind` is of `remuslike.bench.requests`, `fsync` is redis's appendfsync: when a write that is acknowledged
+    is on the disk. With `steps` only one of them asks in the first and in the last third of the time.
+    """
 
     name: str
     kind: str
@@ -34,14 +36,16 @@ class Redis:
 
     @property
     def limits(self) -> Mapping[str, tuple[int, int]]:
-        return {"clients": (1, 1000)}
+        limits = {"clients": (1, 1000), "pipeline": (1, 100)}
+        return {parameter: limits[parameter] for parameter in self.variants[0]}
 
     async def measure(self, stage: Stage, parameters: Mapping[str, int], seconds: int) -> Load:
         set_fsync = f"redis-cli config set appendfsync {self.fsync}"
         if (answer := (await stage.shell(set_fsync)).strip()) != "OK":
             raise MeasurementError(f"{set_fsync}: {answer!r}")
         clients_asking = f"1,{parameters['clients']},1" if self.steps else parameters["clients"]
-        arguments = [stage.address, SERVICE_PORT, clients_asking, seconds, self.kind]
+        kind = f"{self.kind}*{parameters['pipeline']}" if "pipeline" in parameters else self.kind
+        arguments = [stage.address, SERVICE_PORT, clients_asking, seconds, kind]
         command = [sys.executable, "-m", "remuslike.bench.requests", *map(str, arguments)]
         async with stage.tool_session(*command, limit_s=seconds + CONNECT_LIMIT_S + _PATIENCE_S) as clients:
             await clients.expect("ready")
@@ -72,6 +76,9 @@ def series_of(at_s: list[float], seconds: float) -> tuple[tuple[float, float], .
 REQUESTS = Redis(
     "redis", "write", "everysec", "requests/s", ({"clients": 1}, {"clients": 16}, {"clients": 256})
 )
+
+# Clients that don't wait for each answer, as redis-benchmark's with -P: an epoch keeps back several for each.
+PIPELINED = Redis("redis-pipeline", "write", "everysec", "requests/s", ({"clients": 256, "pipeline": 8},))
 
 # A load that comes and goes, to see what the modes make of it.
 STEPS = Redis("redis-steps", "write", "everysec", "requests/s", ({"clients": 64},), steps=True)
