@@ -226,10 +226,15 @@ def _open_disk(
 
 async def _run(service: Service) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals:
-        await service.run(signals)
-    # From now on another SIGINT or SIGTERM kills, whatever a store is waiting for.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+        await service.run(signals, _let_signals_kill)
+    _let_signals_kill()  # the receiver has restored what was before it
     await service.finish()
+
+
+def _let_signals_kill() -> None:
+    """From now on another SIGINT or SIGTERM ends the process, whatever a store is waiting for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 async def _listen(

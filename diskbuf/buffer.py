@@ -30,7 +30,7 @@ from diskbuf.errors import ChunkError, ReleaseError, StateError
 from diskbuf.extents import Bytes, Extent, ExtentMap, Kind
 from diskbuf.gate import Admission, Gate
 from diskbuf.journal import Journal
-from diskbuf.passing import Passing
+from diskbuf.passing import Listener, Passing
 from diskbuf.reading import Reading
 from diskbuf.sealed import SealedWrites
 from diskbuf.store import Allocation, Store, apply_extents
@@ -203,7 +203,7 @@ class DiskBuffer:
 
     async def flush(self) -> None:
         """As `sync`, for the engine. The client that syncs next is told of a failure as well."""
-        await self._in_thread(partial(self.passing.sync, by_client=False))
+        await self._in_thread(self.passing.sync)
 
     # --- the disk as the guest sees it, in any thread: these block ----------------------------------
 
@@ -228,10 +228,8 @@ class DiskBuffer:
 
         Raises `WriteRefusedError`, `StoreError`; then all of them have failed.
         """
-        if self._gate.state is State.OPEN and not self._in_memory:
-            return 0, Admission.PASSES
-        count, admission = self._gate.try_admit(changes)
-        if admission is Admission.PASSES:
+        count, admission = self._gate.try_admit(changes, may_pass=self._in_memory)
+        if count and admission is Admission.PASSES:
             self.passing.write(changes)
             return count, Admission.HELD
         return count, admission
@@ -274,10 +272,10 @@ class DiskBuffer:
         """A client's flush is answered without `sync`, for `sync_waits` is false."""
         self._gate.note_flush()
 
-    def sync(self) -> None:
+    def sync(self, listener: Listener | None = None) -> None:
         """Return when every change that was answered is as safe as the state makes it: in the store and on
-        stable storage if `open`. Raises `StoreError`."""
-        if not self.passing.sync():
+        stable storage if `open`. Raises `StoreError`, for a `listener` also if another's flush has failed."""
+        if not self.passing.sync(listener):
             self._gate.note_flush()
 
     @property

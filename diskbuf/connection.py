@@ -26,11 +26,7 @@ from diskbuf.arena import SLAB_BYTES_MIN
 from diskbuf.buffer import DiskBuffer
 from diskbuf.crowd import Crowd
 from diskbuf.endpoint import Endpoint, PlainEndpoint
-from diskbuf.errors import (
-    DiskbufError,
-    ProtocolError,
-    RequestError,
-)
+from diskbuf.errors import DiskbufError, ProtocolError, RequestError
 from diskbuf.extents import Bytes, Extent, Kind
 from diskbuf.gate import Admission
 from diskbuf.receiver import READ_AHEAD_BYTES, Receiver
@@ -94,6 +90,7 @@ class Connection:
         self._terms = terms
         self._answers = Answers(terms, client)
         self._buffer = buffer
+        self._listener = buffer.passing.listener()
         self._receiver = Receiver(endpoint, buffer.arena, tail)
         self._replies: list[Bytes] = []
         self._replied = self._replied_bytes = 0
@@ -119,6 +116,7 @@ class Connection:
                 left = self._receive_requests()
             if left:
                 self._await_flight(1, 1)
+                self._endpoint.say_goodbye()
         except OSError:
             if not self._stopped:
                 raise
@@ -418,11 +416,15 @@ class Connection:
             return
         try:
             parts = self._work_on(request, change)
+            failed = False
         except DiskbufError as error:
             parts = self._answers.refusal(request, error)
+            failed = True
         if parts:
             with self._sending:
                 self._endpoint.send_all(parts)
+        if failed:
+            self._buffer.passing.told(self._listener)
 
     def _work_on(self, request: Request, change: Extent | None) -> list[Bytes]:
         """The reply; none if the client has gone before its change has happened."""
@@ -435,7 +437,7 @@ class Connection:
         if change is not None and not self._buffer.change(change, self._is_stopped):
             return []
         if command == _FLUSH or request.flags & _FUA:
-            self._buffer.sync()
+            self._buffer.sync(self._listener)
         return [encode_reply(request.cookie)]
 
     def _is_stopped(self) -> bool:

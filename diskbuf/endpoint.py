@@ -52,6 +52,9 @@ class Endpoint(Protocol):
     def set_timeout(self, timeout_s: float | None) -> None:
         """Let no later call wait longer than that."""
 
+    def say_goodbye(self) -> None:
+        """The client has, and nothing is left to be sent. Never raises."""
+
     def shut_down(self) -> None:
         """Whoever receives finds that the client hung up; whoever sends, that it broke. From any thread."""
 
@@ -124,6 +127,9 @@ class PlainEndpoint:
 
     def set_timeout(self, timeout_s: float | None) -> None:
         self._socket.settimeout(timeout_s)
+
+    def say_goodbye(self) -> None:
+        pass  # closing says it
 
     def shut_down(self) -> None:
         with suppress(OSError):  # it is broken already, or closed
@@ -202,6 +208,12 @@ class TlsEndpoint:
 
     def set_timeout(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
+
+    def say_goodbye(self) -> None:
+        # Sends close_notify, without which the end looks like an attack (RFC 8446, section 6.1); the client's
+        # own isn't waited for.
+        with self._lock, suppress(OSError, ValueError):
+            self._socket.unwrap()
 
     def shut_down(self) -> None:
         with suppress(OSError):  # it is broken already, or closed

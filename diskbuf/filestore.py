@@ -165,9 +165,8 @@ class FileStore:
                     found.append(Allocation(data - position, hole=True, zero=True))
                 if data < end:
                     hole = self._seek(data, os.SEEK_HOLE, end)
-                    if hole == data:
-                        raise self._short(data)
-                    found.append(Allocation(hole - data, hole=False, zero=False))
+                    if hole > data:  # else it was made since: it is found next
+                        found.append(Allocation(hole - data, hole=False, zero=False))
                     data = hole
                 position = data
         except OSError as error:

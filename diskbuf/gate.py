@@ -69,13 +69,15 @@ class Gate:
 
     # --- changes and reads, by data threads ---------------------------------------------------------
 
-    def try_admit(self, changes: Sequence[Extent]) -> tuple[int, Admission]:
+    def try_admit(self, changes: Sequence[Extent], *, may_pass: bool) -> tuple[int, Admission]:
         """Decide on changes without waiting, in order: how many of them, and what becomes of those.
 
-        The first that must wait ends it; the answer is `WAITS` if that is the very first. Raises
-        `WriteRefusedError`, and none of them has happened.
+        The first that must wait ends it; the answer is `WAITS` if that is the very first, or, unless they
+        `may_pass` now, `PASSES` for none of them. Raises `WriteRefusedError`, and none of them has happened.
         """
         with self._lock:
+            if self.state is State.OPEN and not may_pass and not self.read_only:
+                return 0, Admission.PASSES
             return self._decide(changes)
 
     def admit(self, extent: Extent, abandoned: Callable[[], bool]) -> Admission:

@@ -91,7 +91,8 @@ class Overlay:
 
     @property
     def held_items(self) -> int:
-        return self._sealed_items + len(self._open)
+        # In this order: `seal` moves items from the one to the other, and readers don't take the lock.
+        return len(self._open) + self._sealed_items
 
     @property
     def held_bytes(self) -> int:

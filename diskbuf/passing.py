@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 
 from diskbuf.chunks import Chunks
 from diskbuf.errors import StoreError
 from diskbuf.extents import Extent, Kind
 from diskbuf.gate import Gate
 from diskbuf.store import InPlace, Store, write_in_order
+
+
+@dataclass(slots=True)
+class Listener:
+    """Somebody who flushes, and of how many failed flushes they were told."""
+
+    heard: int
 
 
 class Passing:
@@ -23,7 +33,10 @@ class Passing:
         self._store = store
         self._in_place = store if isinstance(store, InPlace) else None
         self._chunks = chunks
-        self._untold: StoreError | None = None
+        self._syncing = threading.Lock()  # one sync at a time: the next one's success hides no failure
+        self._failures = 0
+        self._failure: StoreError | None = None  # the last one
+        self._told = 0  # failures that somebody's client has been told of
 
     def write(self, changes: Sequence[Extent]) -> None:
         """Write changes that were let pass, in order. Raises `StoreError`."""
@@ -36,25 +49,44 @@ class Passing:
             self._chunks.mark(changes)
             self._gate.passed(changes, written=written)
 
-    def sync(self, *, by_client: bool = True) -> bool:
+    def listener(self) -> Listener:
+        """A client that begins now. It may be one that lost its connection and had no answer to its flush: it
+        hears of a failure that nobody was told of."""
+        with self._syncing:
+            return Listener(self._told)
+
+    def told(self, listener: Listener) -> None:
+        """What `sync` raised for this client has been sent to it."""
+        with self._syncing:
+            self._told = max(self._told, listener.heard)
+
+    def sync(self, listener: Listener | None = None) -> bool:
         """Have what has passed on stable storage; False if nothing passes now. Raises `StoreError`.
 
-        A store may tell only once what it has lost. If that was not to a client, the next one hears of it.
+        A store may tell only once what it has lost. So each client hears of it once, whoever's flush it was
+        that failed: all were promised that a flush covers what anybody was answered (CAN_MULTI_CONN).
         """
         if not self._gate.try_pass():
             return False
         try:
-            self._store.sync()
-        except StoreError as error:
-            if not by_client:
-                self._untold = error
-            raise
+            with self._syncing:
+                self._sync_and_tell(listener)
         finally:
             self._gate.flushed()
-        if by_client and self._untold is not None:
-            untold, self._untold = self._untold, None
-            raise untold
         return True
+
+    def _sync_and_tell(self, listener: Listener | None) -> None:
+        try:
+            self._store.sync()
+        except StoreError as error:
+            self._failures += 1
+            self._failure = error
+            if listener is None:
+                raise
+        if listener is not None and listener.heard < self._failures:
+            assert self._failure is not None
+            listener.heard = self._failures
+            raise copy(self._failure) from self._failure  # which others raise, too, in threads of their own
 
     def begin(self, offset: int, length: int) -> Extent | None:
         """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,

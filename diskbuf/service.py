@@ -19,8 +19,11 @@ from dataclasses import asdict, dataclass, field
 import trio
 
 from diskbuf.buffer import DiskBuffer
-from diskbuf.errors import DiskbufError, StoreError, UnreleasedError
+from diskbuf.errors import DiskbufError, JournalError, StoreError, UnreleasedError
 from diskbuf.store import Store
+
+_FAILURES = (StoreError, JournalError)
+"""What one disk may have, and the others go on."""
 
 RETRY_S = 1.0
 """How long a failing store is left alone: soon enough for who makes room, and no flood of errors."""
@@ -53,8 +56,9 @@ class Service:
     _filling: trio.Event = field(default_factory=trio.Event)
     _failing: set[str] = field(default_factory=set)
 
-    async def run(self, signals: AsyncIterator[int]) -> None:
-        """Serve until another signal than SIGUSR1 comes. Raises what `listen` does."""
+    async def run(self, signals: AsyncIterator[int], ending: Callable[[], None] = lambda: None) -> None:
+        """Serve until another signal than SIGUSR1 comes; then `ending()`, before anything is waited for: a
+        store may make that long. Raises what `listen` does."""
         async with trio.open_nursery() as nursery:
             await self._begin()
             await nursery.start(self.listen)
@@ -64,6 +68,7 @@ class Service:
                 if number != signal.SIGUSR1:
                     break
                 self.report(self.statistics())
+            ending()
             nursery.cancel_scope.cancel()
 
     async def finish(self) -> None:
@@ -133,7 +138,7 @@ class Service:
     async def _release(self, disk: Disk, epoch: int, retries: trio.Nursery) -> None:
         try:
             await disk.buffer.release(epoch)
-        except StoreError as error:
+        except _FAILURES as error:
             _log.warning(
                 "export %r: epoch %d is held and tried again every %g s: %s",
                 disk.export, epoch, RETRY_S, error,
@@ -144,7 +149,7 @@ class Service:
     async def _release_again(self, disk: Disk, epoch: int) -> None:
         while True:
             await trio.sleep(RETRY_S)
-            with suppress(StoreError):
+            with suppress(*_FAILURES):
                 await disk.buffer.release(epoch)
                 break
         _log.warning("export %r: epoch %d is released after all", disk.export, epoch)
@@ -163,12 +168,12 @@ class Service:
                 await buffer.release(open_epoch)
                 self.epochs = max(self.epochs, open_epoch)
             await buffer.sync_store()
-        except StoreError as error:
+        except _FAILURES as error:
             held_bytes = buffer.statistics().held_bytes
             failures.append(_unreleased(disk, held_bytes, error) if held_bytes else error)
 
 
-def _unreleased(disk: Disk, held_bytes: int, cause: StoreError) -> UnreleasedError:
+def _unreleased(disk: Disk, held_bytes: int, cause: DiskbufError) -> UnreleasedError:
     return UnreleasedError(
         f"export {disk.export!r}: {held_bytes} bytes that clients had written are lost: {cause}"
     )

@@ -146,7 +146,7 @@ def first_qemu(run: Run) -> int:
     ("arguments", "message"),
     [
         (["--modes", "remus"], "the known ones are unprotected, epoch, event-tap, adaptive"),
-        (["--workloads", "mysql"], "the known ones are redis, redis-steps, oltp, "),
+        (["--workloads", "mysql"], "the known ones are redis, redis-pipeline, redis-steps, oltp, "),
         (["--guest", "arm"], "the known ones are q35, microvm"),
         (["--seconds", "0"], "--seconds 0 is out of range"),
     ],

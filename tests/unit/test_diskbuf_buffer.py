@@ -837,19 +837,53 @@ async def test_a_failed_flush_lets_the_release_go_on(buffer: DiskBuffer, store: 
         await buffer.release(1)
 
 
-async def test_of_a_failed_flush_the_client_that_syncs_next_is_told(
-    buffer: DiskBuffer, store: FakeStore
+@pytest.mark.parametrize("by_client", [False, True])
+async def test_of_a_failed_flush_each_client_is_told_once(
+    buffer: DiskBuffer, store: FakeStore, by_client: bool
 ) -> None:
     """A file tells one fsync of what it lost, and the next one nothing."""
     await buffer.open()
+    clients = [buffer.passing.listener() for _ in range(3)]
     store.failure = StoreIOError("broken by design")
-    with pytest.raises(StoreIOError):
-        await buffer.flush()
+    if by_client:
+        with pytest.raises(StoreIOError):
+            buffer.sync(clients.pop())
+    else:
+        with pytest.raises(StoreIOError):
+            await buffer.flush()
     store.failure = None
     await buffer.flush()
-    with pytest.raises(StoreIOError, match="by design"):
-        buffer.sync()
-    buffer.sync()
+    for client in clients:
+        with pytest.raises(StoreIOError, match="by design"):
+            buffer.sync(client)
+        buffer.sync(client)
+
+
+async def test_a_failed_flush_is_told_again_until_its_answer_was_sent(
+    buffer: DiskBuffer, store: FakeStore
+) -> None:
+    """A client that lost its connection meanwhile sends its flush again, on another."""
+    await buffer.open()
+    store.failure = StoreIOError("broken by design")
+    for _ in range(2):
+        client = buffer.passing.listener()
+        with pytest.raises(StoreIOError, match="by design"):
+            buffer.sync(client)
+        store.failure = None
+    buffer.passing.told(client)
+    buffer.sync(buffer.passing.listener())
+
+
+async def test_what_may_not_pass_without_a_wait_is_decided_with_the_state(
+    buffer: DiskBuffer, store: FakeStore
+) -> None:
+    await buffer.open()
+    changes = [Extent.of_data(0, b"x")]
+    assert buffer._gate.try_admit(changes, may_pass=False) == (0, Admission.PASSES)
+    assert buffer.try_changes(changes) == (0, Admission.PASSES)
+    assert store.operations == []
+    buffer.hold(1)
+    assert buffer._gate.try_admit(changes, may_pass=False) == (1, Admission.HELD)
 
 
 async def test_the_engine_s_sync_does_not_run_beside_a_release(buffer: DiskBuffer, store: FakeStore) -> None:

@@ -31,7 +31,7 @@ def change(length: int = 512) -> Extent:
 
 def admission(gate: Gate, extent: Extent) -> Admission:
     """What becomes of one change."""
-    count, admitted = gate.try_admit((extent,))
+    count, admitted = gate.try_admit((extent,), may_pass=True)
     assert count == (admitted is not Admission.WAITS)
     return admitted
 
@@ -87,15 +87,15 @@ def test_changes_are_admitted_together_up_to_the_first_that_must_wait() -> None:
     gate = make_gate(rose=told)
     changes = [change(LIMIT // 2)._replace(offset=place) for place in range(0, 2 * LIMIT, LIMIT // 2)]
     gate.hold(1)
-    assert gate.try_admit(changes) == (2, Admission.HELD)
-    assert gate.try_admit(changes[2:]) == (0, Admission.WAITS)
+    assert gate.try_admit(changes, may_pass=True) == (2, Admission.HELD)
+    assert gate.try_admit(changes[2:], may_pass=True) == (0, Admission.WAITS)
     assert told == [Pressure.FULL]
     gate.prepare()
-    assert gate.try_admit(changes[2:]) == (2, Admission.HELD)
+    assert gate.try_admit(changes[2:], may_pass=True) == (2, Admission.HELD)
     assert gate.statistics().held_items == 4
     assert gate.begin_opening()
     gate.settle()
-    assert gate.try_admit(changes) == (0, Admission.WAITS)
+    assert gate.try_admit(changes, may_pass=True) == (0, Admission.WAITS)
 
 
 def test_released_epoch_makes_room() -> None:

@@ -281,7 +281,7 @@ class BlockingClient:
     def start_tls(self, certificate: tuple[Path, Path]) -> None:
         assert self.option(STARTTLS) == ACK
         context = ssl.create_default_context(cafile=certificate[1])
-        self.socket = context.wrap_socket(self.socket, server_hostname=HOST)
+        self.socket = context.wrap_socket(self.socket, server_hostname=HOST, suppress_ragged_eofs=False)
 
     def choose(self, name: bytes) -> None:
         self.socket.sendall(struct.pack(">QII", OPTION_MAGIC, 1, len(name)) + name)
@@ -371,8 +371,8 @@ async def test_client_that_fails_at_tls_hurts_itself_only(
         with closing(BlockingClient(port)) as client:
             assert client.option(STARTTLS) == ACK
             client.socket.sendall(garbage)
-            client.socket.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionResetError):  # it hung up without a look at the rest
+            with suppress(OSError):  # it hung up without a look at the rest
+                client.socket.shutdown(socket.SHUT_WR)
                 while client.socket.recv(4096):
                     pass
 

@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 
 import pytest
 import trio
@@ -12,7 +13,14 @@ from diskbuf_fakes import FakeStore
 
 from diskbuf.buffer import DiskBuffer
 from diskbuf.contract import State
-from diskbuf.errors import SocketError, StoreFullError, StoreIOError, UnreleasedError
+from diskbuf.errors import (
+    DiskbufError,
+    JournalFormatError,
+    SocketError,
+    StoreFullError,
+    StoreIOError,
+    UnreleasedError,
+)
 from diskbuf.service import RETRY_S, Disk, Service
 
 SIZE = 1 << 20
@@ -28,6 +36,7 @@ class SyncedStore(FakeStore):
         super().__init__(size_bytes, read_only=read_only)
         self.uri = "fake:disk"
         self.failures = 0
+        self.reason: DiskbufError = StoreFullError("store fake:disk: write failed; make room, then try again")
         self.failed = trio.Event()
         self._told, self.syncs = trio.open_memory_channel[bytes](1000)
 
@@ -35,7 +44,7 @@ class SyncedStore(FakeStore):
         if self.failures:
             self.failures -= 1
             trio.from_thread.run_sync(self.failed.set)
-            raise StoreFullError("store fake:disk: write failed; make room, then release again")
+            raise copy(self.reason)
         super().write(offset, pieces)  # type: ignore[arg-type]
 
     def sync(self) -> None:
@@ -129,9 +138,13 @@ async def test_a_store_that_fails_is_tried_until_it_works(
     assert released == "export 'disk': epoch 1 is released after all"
 
 
-async def test_a_store_that_fails_holds_up_no_other_disk(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("reason", [StoreFullError("no room"), JournalFormatError("damaged by design")])
+async def test_a_store_that_fails_holds_up_no_other_disk(
+    autojump_clock: trio.testing.MockClock, reason: DiskbufError
+) -> None:
     broken, sound = SyncedStore(), SyncedStore()
     broken.failures = 100
+    broken.reason = reason
     async with serving(EVERY_S, broken=broken, sound=sound) as served:
         broken_buffer, sound_buffer = (disk.buffer for disk in served.disks)
         broken_buffer.write(0, b"at it")
@@ -145,6 +158,26 @@ async def test_a_store_that_fails_holds_up_no_other_disk(autojump_clock: trio.te
         while await broken.syncs.receive() != b"at mo":
             pass
     assert broken_buffer.statistics().held_items == sound_buffer.statistics().held_items == 0
+
+
+async def test_a_second_signal_is_let_through_before_a_store_is_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = SyncedStore()
+    served = Served({"disk": store}, EVERY_S)
+    ended: list[bool] = []
+
+    def ending() -> None:
+        ended.append(True)
+        store.proceed()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.service.run, served._signals, ending)
+        await served.serving.wait()
+        store.stall()
+        served.buffer.write(0, b"stuck")
+        served.signals.send_nowait(signal.SIGTERM)
+    assert ended == [True]
 
 
 async def test_the_end_releases_what_is_open(autojump_clock: trio.testing.MockClock) -> None:

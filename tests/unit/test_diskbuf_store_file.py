@@ -124,6 +124,25 @@ def test_allocation_of_a_fragmented_file_ends_early(tmp_path: Path) -> None:
     assert {(entry.length, entry.hole) for entry in found} == {(4096, False), (4096, True)}
 
 
+def test_a_hole_that_is_made_between_two_questions_is_no_truncation(
+    store: FileStore, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client may trim while one asks."""
+    image.write_bytes(b"x" * SIZE)
+    seek = os.lseek
+
+    def seek_late(descriptor: int, position: int, whence: int) -> int:
+        found = seek(descriptor, position, whence)
+        if whence == os.SEEK_DATA:
+            store.zero(0, 1 << 20, punch_hole=True)
+        return found
+
+    monkeypatch.setattr(os, "lseek", seek_late)
+    found = store.allocation(0, SIZE)
+    assert sum(each.length for each in found) == SIZE
+    assert [each.hole for each in found] == [True, False]
+
+
 def test_second_server_is_refused(store: FileStore, image: Path) -> None:
     with pytest.raises(StoreInUseError, match=r"disk\.img is served already, by another process"):
         FileStore.open(image)
