@@ -152,7 +152,7 @@ def attach(network: Network, name: str, bridge: str | None) -> AttachedTap:
     try:
         prefix = checked_prefix(name)
     except InterfaceNameError as error:
-        raise TapError(f"tap={name!r} is too long to name a hold after; rename it") from error
+        raise TapError(f"tap={name!r}: no hold can be named after it, so rename it: {error}") from error
     named = bridge or _bridge_of(network, link)
     if named is None:
         raise BridgeError(f"tap={name!r} is in no bridge; say in which its guest's LAN is by bridge")
@@ -231,9 +231,11 @@ def _tap_hold_names(guest: str) -> tuple[str, str]:
 
 
 def _put_back(network: Network, link: Link) -> str:
-    named = _bridge_of(network, link)
-    if named is None:
+    if not link.alias.startswith(_PORT_OF):
+        # A daemon's own, which a plug hold had made a port: its guest may live, and nobody holds its frames.
+        network.part(link.name)
         return "no longer redirected, left down"
+    named = link.alias.removeprefix(_PORT_OF)
     network.enslave(link.name, network.bridge(named))
     network.up(link.name)
     network.describe(link.name, "")  # last: by this alone the next `clean` knows of it

@@ -120,7 +120,8 @@ class Network:
         found = self._netlink.link_lookup(ifname=name)
         if not found:
             raise BridgeError(f"bridge={name!r} doesn't exist; create it: ip link add {name} type bridge")
-        (link,) = self._netlink.link("get", index=found[0])
+        with _refusals(f"looking at bridge {name!r}"):
+            (link,) = self._netlink.link("get", index=found[0])
         information = link.get_attr("IFLA_LINKINFO")
         kind = information.get_attr("IFLA_INFO_KIND") if information else None
         if kind != "bridge":

@@ -41,6 +41,9 @@ from remuslike.demo.workload import (
 
 REPORT_S = 0.25
 CONNECT_ATTEMPT_S = 1.0
+ANSWER_LIMIT_S = 10.0
+"""So long a connection that stands waits for its first answer: where each output is a checkpoint, those of
+all the others may come first, and whoever gives up and begins anew adds to them."""
 RECEIVE_BYTES = 1 << 18
 READ_BATCH = 64
 DRAIN_S = 20.0
@@ -174,19 +177,29 @@ def _reason(error: Exception) -> str:
 async def connect(number: int, host: str, port: int) -> Connection:
     """Tries until the service answers; the caller sets the time limit."""
     while True:
-        with trio.move_on_after(CONNECT_ATTEMPT_S):
-            try:
-                stream = await trio.open_tcp_stream(host, port)
-            except OSError:
-                await trio.sleep(CONNECT_ATTEMPT_S / 10)
-                continue
-            try:
+        if (stream := await _reach(host, port)) is None:
+            continue
+        answered = False
+        try:
+            with trio.move_on_after(ANSWER_LIMIT_S):
                 await stream.send_all(encode(b"PING"))
-                if await stream.receive_some(RECEIVE_BYTES) == b"+PONG\r\n":
-                    return Connection(number, stream)
-            except trio.BrokenResourceError:
-                pass
-            await trio.aclose_forcefully(stream)
+                answered = await stream.receive_some(RECEIVE_BYTES) == b"+PONG\r\n"
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            if not answered:
+                await trio.aclose_forcefully(stream)
+        if answered:
+            return Connection(number, stream)
+
+
+async def _reach(host: str, port: int) -> trio.SocketStream | None:
+    with trio.move_on_after(CONNECT_ATTEMPT_S):
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except OSError:
+            await trio.sleep(CONNECT_ATTEMPT_S / 10)
+    return None
 
 
 def history_document(load: Load, findings: list[Finding]) -> dict[str, object]:

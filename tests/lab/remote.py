@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lab.inside import Outcome, decode, without_outcomes
+from remuslike.image import ImageError
 from remuslike.lab.errors import LabError
 from remuslike.lab.lab import Lab, Running
 
@@ -34,7 +35,7 @@ class Remote:
 
     def __init__(self) -> None:
         self._lab: Lab | None = None
-        self._failure: LabError | None = None
+        self._failure: LabError | ImageError | None = None
         self._running: Running | None = None
         self._output = ""
         self._outcomes: dict[str, Outcome] = {}
@@ -50,7 +51,7 @@ class Remote:
                 self._lab = Lab.boot()
             while self._running is not None and self._read(self._running):
                 pass
-        except LabError as error:
+        except (LabError, ImageError) as error:
             self._failure = error
             raise
         return self._lab
@@ -58,7 +59,7 @@ class Remote:
     def begin(self, nodes: Sequence[str]) -> None:
         """Have `nodes` run while other tests do. Where that fails, `outcome` says so."""
         if shutil.which("qemu-system-x86_64") is not None:
-            with suppress(LabError):
+            with suppress(LabError, ImageError):
                 self._start(nodes)
 
     def outcome(self, node: str, nodes: Sequence[str]) -> Outcome:
@@ -71,7 +72,7 @@ class Remote:
         try:
             while node not in self._outcomes and self._read(running):
                 pass
-        except LabError as error:
+        except (LabError, ImageError) as error:
             self._failure = error
             raise
         tail = self._output[-OUTPUT_TAIL_CHARACTERS:]
@@ -130,7 +131,7 @@ class LabItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *arguments: Any) -> Any:
         """The traceback in the lab, or why there is none."""
-        if isinstance(excinfo.value, FailedInTheLab | LabError):
+        if isinstance(excinfo.value, FailedInTheLab | LabError | ImageError):
             return str(excinfo.value)
         return super().repr_failure(excinfo, *arguments)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from remuslike.demo import client
 from remuslike.demo.client import (
     DRAIN_S,
     Connection,
@@ -241,6 +242,28 @@ async def test_a_session_over_real_sockets(tmp_path: Path) -> None:
     assert verified["acknowledged"] == verified["sent"] == len(redis.values)
     assert agent_heard == [b"stop-guest\n"]
     assert History.model_validate_json(history.read_bytes()).findings == []
+
+
+async def test_a_connection_that_stands_is_not_given_up_for_a_late_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "CONNECT_ATTEMPT_S", 0.02)
+    attempts = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal attempts
+        attempts += 1
+        await wait_all_tasks_blocked(0.1)  # longer than an attempt may take
+        await ModelRedis().serve(stream)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            connection = await connect(4, "127.0.0.1", listeners[0].socket.getsockname()[1])
+            await connection.stream.aclose()
+            nursery.cancel_scope.cancel()
+    assert attempts == 1
 
 
 async def test_connecting_goes_on_until_the_service_answers() -> None:

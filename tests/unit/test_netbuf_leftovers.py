@@ -131,7 +131,7 @@ def test_what_cannot_be_attached_is_named() -> None:
         ("none", TapError, "doesn't exist"),
         ("veth0", TapError, "kind 'veth'"),
         ("tun0", TapError, "without Ethernet"),
-        ("fifteen-letters", TapError, "too long"),
+        ("fifteen-letters", TapError, "no hold can be named after it, so rename it: "),
         ("unit1", BridgeError, "in no bridge"),
     ):
         with pytest.raises(error, match=f"tap='{tap}'.*{message}"):
@@ -226,12 +226,15 @@ def test_clean_goes_on_behind_a_tap_whose_bridge_is_gone() -> None:
     assert network.known["unit1"].master == BRIDGE.index
 
 
-def test_clean_leaves_a_daemons_tap_down() -> None:
+@pytest.mark.parametrize("master", [0, BRIDGE.index])
+def test_clean_leaves_a_daemons_tap_down(master: int) -> None:
+    """Also one that a plug hold had made a port of the LAN: its guest may still send."""
     network = FakeNetwork()
-    network.known["unit0"] = replace(TAP, master=0)
+    network.known["unit0"] = replace(TAP, master=master)
     network.tap.targets = [99]
     assert clean(network) == ["unit0: no longer redirected, left down"]  # type: ignore[arg-type]
     assert not network.tap.up
+    assert network.known["unit0"].master == 0
 
 
 def test_clean_leaves_what_is_in_use_alone() -> None:
