@@ -95,11 +95,15 @@ def test_killed_at_every_step_it_lets_nothing_out_and_the_next_one_starts(lab: L
     for step in range(STEPS_MAX):
         child = os.fork()
         if not child:
+            status = 1
             try:
                 live_and_die(lab, step)
+                status = 0
             finally:
-                os._exit(0)
-        _, status = os.waitpid(child, 0)
+                os._exit(status)
+        _, wait_status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(wait_status)
+        assert ended in (0, -signal.SIGKILL), f"it failed at step {step}, and was not killed"
         lab.try_to_emit(*numbered(0, 3))
         assert lab.on_lan() == [], f"killed at step {step}"
         network = Network()
@@ -112,7 +116,7 @@ def test_killed_at_every_step_it_lets_nothing_out_and_the_next_one_starts(lab: L
         trio.run(survivor.release, 1)
         assert lab.on_lan() == numbered(0, 3), f"after a kill at step {step}"
         survivor.close()
-        if not status:
+        if ended == 0:
             assert step > 15, "it has lived to its end, but there are more steps in a life"
             return
     raise AssertionError(f"more than {STEPS_MAX} steps")
