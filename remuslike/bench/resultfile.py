@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from types import TracebackType
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError
@@ -12,7 +13,8 @@ from remuslike.bench.results import Cell, Header, Results, decode_untrusted, enc
 
 
 class ResultFile:
-    """A file that is open for more cells; `found` is what an earlier run has left in it."""
+    """A file that is open for more cells; `found` is what an earlier run has left in it, `broken` why
+    it can't be written any more."""
 
     def __init__(self, options: RunOptions, header: Header) -> None:
         """Begins the file with `header`, unless it is there: then it must be of the same options,
@@ -22,6 +24,7 @@ class ResultFile:
         and BenchEnvironmentError when it can't be written.
         """
         self._path = options.json_path
+        self.broken: BenchEnvironmentError | None = None
         try:
             # Not "a": what was cut short at the end is overwritten.
             self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
@@ -31,7 +34,8 @@ class ResultFile:
             self._lock()
             self.found = self._go_on(options, header)
         except BaseException:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is tried again
+                self._file.close()
             raise
 
     def _lock(self) -> None:
@@ -65,7 +69,8 @@ class ResultFile:
             self._file.write(line.encode())
             self._file.flush()
         except OSError as error:
-            raise self._unwritable(error) from error
+            self.broken = self._unwritable(error)
+            raise self.broken from error
 
     def _unwritable(self, error: OSError) -> BenchEnvironmentError:
         return BenchEnvironmentError(f"--json {self._path}: can't be written: {error.strerror}")
@@ -76,4 +81,9 @@ class ResultFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            # What could not be written is tried again, and has been told of.
+            if self.broken is None:
+                raise self._unwritable(error) from error

@@ -142,6 +142,9 @@ class Bench:
                         settled += 1
                         self._note(cell, visit, settled, later)
         except Exception as error:
+            if self._file.broken is not None:
+                # No guest's fault, and what comes after it would be measured in vain.
+                raise self._file.broken from None
             problem = cause(error) if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(problem, expected_errors()):
                 raise

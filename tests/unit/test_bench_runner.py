@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import trio
 from bench_fakes import LINK_MS, FakePlace, FakeWorkload
 from rich.console import Console
 
-from remuslike.bench.errors import MeasurementError
+from remuslike.bench.errors import BenchEnvironmentError, MeasurementError
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plan import pending, visits_of
 from remuslike.bench.resultfile import ResultFile
@@ -171,3 +172,24 @@ async def test_a_defect_is_no_cell(tmp_path: Path, autojump_clock: object) -> No
     with pytest.raises(ExceptionGroup):
         await run.play()
     assert len(run.cells) == 1
+
+
+async def test_a_result_file_that_can_not_be_written_ends_the_run(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    def full(parameters: Any) -> Exception | None:
+        """The disk, from the second cell on."""
+        if parameters["n"] == 2:
+            mine = [each for each in Path("/proc/self/fd").iterdir() if each.exists()]
+            (number,) = (int(each.name) for each in mine if each.samefile(tmp_path / "r"))
+            other = os.open("/dev/full", os.O_RDWR)
+            os.dup2(other, number, inheritable=False)
+            os.close(other)
+        return None
+
+    run = Run(tmp_path / "r", FakeWorkload("work", VARIANTS, full), FakePlace())
+    with pytest.raises(BenchEnvironmentError, match="can't be written: No space left"):
+        await run.play()
+    assert len(run.cells) == 1
+    assert len(run.place.visits) == 1
+    assert run.place.standing == 0
