@@ -89,7 +89,10 @@ class RunOptions:
         }
 
 
-_SAME_ENVIRONMENT = ("commit", "cpu", "processors", "kernel", "packages", "tools")
+_SAME_ENVIRONMENT = (
+    *("commit", "cpu", "processors", "kernel", "packages", "tools"),
+    *("accelerator", "image"),  # of real guests
+)
 """What a round's cells must have in common, lest a ratio of two of them be of two programs or machines."""
 
 

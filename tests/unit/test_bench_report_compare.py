@@ -222,3 +222,18 @@ def test_a_setting_that_fails_in_some_rounds_only_is_named() -> None:
     b = changed(a, lambda cell: cell.model_copy(update={"error": "died"}) if cell.round == 2 else cell)
     assert compare(a, b, 0.05, force=False).faltering == (EPOCH,)
     assert compare(b, b, 0.05, force=False).faltering == ()
+
+
+def with_accelerator(run: Run, accelerator: str) -> Run:
+    environment = {**run.results.header.environment, "accelerator": accelerator}
+    header = run.results.header.model_copy(update={"environment": environment})
+    return Run(accelerator, run.results.model_copy(update={"header": header}))
+
+
+def test_absolute_figures_of_different_accelerators_are_withheld_but_not_of_older_files() -> None:
+    older = a_run(0.8)
+    kvm, tcg = (with_accelerator(older, name) for name in ("kvm", "tcg"))
+    outcome = compare(kvm, tcg, 0.05, force=False)
+    assert outcome.withheld > 0
+    assert outcome.differences == ("accelerator: kvm (kvm); tcg (tcg)",)
+    assert compare(older, tcg, 0.05, force=False).withheld == 0

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from remuslike.bench.report.intervals import Estimate, estimate_quotient
 from remuslike.bench.report.measures import LOST, THROUGHPUT, Better, Measure, latency_name
-from remuslike.bench.report.summary import Figure, Run, Summary, differences, machine_of
+from remuslike.bench.report.summary import Figure, Run, Summary, differences, same_machine
 from remuslike.bench.results import UNPROTECTED, Variant
 
 ROUNDS_MIN = 3
@@ -73,7 +73,7 @@ def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[s
     its interval excludes 1. `force` compares absolute figures of different machines, too; `only` names the
     figures to compare, all if empty."""
     before, after = Summary([a]), Summary([b])
-    absolute = force or machine_of(a.results) == machine_of(b.results)
+    absolute = force or same_machine(a.results, b.results)
     matched = [
         (figure, other)
         for key, figure in before.figures.items()

@@ -128,7 +128,7 @@ def environment_table(summary: Summary) -> Table:
         environment = run.results.header.environment
         known = {**machine_of(run.results), **software_of(run.results)}
         rows.append((run.name, str(environment.get("at", "?")), *known.values()))
-    head = ("file", "at", "processor", "processors", "kernel", "QEMU", "commit")
+    head = ("file", "at", "processor", "processors", "accelerator", "kernel", "QEMU", "commit")
     return Table("Where it was measured", head, tuple(rows))
 
 
