@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError
-from remuslike.bench.options import RunOptions, refuse_others
+from remuslike.bench.options import RunOptions, forced_over, refuse_others
 from remuslike.bench.results import Cell, Header, Results, decode_untrusted, encode_line
 
 
@@ -25,6 +25,7 @@ class ResultFile:
         """
         self._path = options.json_path
         self.broken: BenchEnvironmentError | None = None
+        self._forced: str | None = None
         try:
             # Not "a": what was cut short at the end is overwritten.
             self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
@@ -56,13 +57,14 @@ class ResultFile:
         lines = whole.decode(errors="replace").split("\n")[:-1]
         found = decode_untrusted((f"{line}\n" for line in lines), str(self._path))
         refuse_others(found.header, header, options)
+        self._forced = forced_over(found.header, header)
         self._file.seek(len(whole))
         self._file.truncate()
         return found
 
     def add(self, cell: Cell) -> None:
         """A cell more, which is in the file when this returns. Raises BenchEnvironmentError."""
-        self._append(encode_line(cell))
+        self._append(encode_line(cell.model_copy(update={"forced": self._forced})))
 
     def _append(self, line: str) -> None:
         try:

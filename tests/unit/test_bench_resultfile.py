@@ -10,6 +10,8 @@ import pytest
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, ResultsError
 from remuslike.bench.options import RunOptions
+from remuslike.bench.report.summary import Run, Summary
+from remuslike.bench.report.tables import warnings
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Variant, decode_untrusted
 
@@ -128,3 +130,18 @@ def fill(file: ResultFile) -> None:
     full = os.open("/dev/full", os.O_RDWR)
     os.dup2(full, file._file.fileno(), inheritable=False)
     os.close(full)
+
+
+def test_what_was_forced_is_in_the_file_and_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    with opened(path) as file:
+        file.add(CELLS[0])
+    options = replace(options_for(path), force=True)
+    header = Header(environment={"cpu": "y"}, options=options.recorded())
+    with ResultFile(options, header) as file:
+        file.add(CELLS[2])
+    assert [cell.forced for cell in read(path)] == [None, "cpu: 'y', not 'x'"]
+    assert path.read_text().count("forced") == 1, "earlier programs read what was not"
+    with path.open() as lines:
+        summary = Summary([Run("r", decode_untrusted(lines, "r"))])
+    assert warnings(summary) == ["r was gone on with by --force, in part with cpu: 'y', not 'x'"]
