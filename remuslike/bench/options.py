@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -89,7 +89,10 @@ class RunOptions:
         }
 
 
-_SAME_ENVIRONMENT = ("commit", "cpu", "processors", "kernel", "packages", "tools")
+_SAME_ENVIRONMENT = (
+    *("commit", "cpu", "processors", "kernel", "packages", "tools"),
+    *("accelerator", "image"),  # of real guests
+)
 """What a round's cells must have in common, lest a ratio of two of them be of two programs or machines."""
 
 
@@ -99,13 +102,26 @@ def refuse_others(found: Header, now: Header, options: RunOptions) -> None:
     _refuse_other_options(found, options)
     if options.force:
         return
+    for name, before, here in _differing(found, now):
+        raise BenchOptionError(
+            f"--json {options.json_path}: was begun with {name} = {before!r}, this is {here!r}, and a"
+            " ratio of the two would mean nothing; give another --json, or --force to go on nevertheless"
+        )
+
+
+def forced_over(found: Header, now: Header) -> str | None:
+    """In what the environment differs from that in which a file was begun; None if in nothing."""
+    return (
+        "; ".join(f"{name}: {here!r}, not {before!r}" for name, before, here in _differing(found, now))
+        or None
+    )
+
+
+def _differing(found: Header, now: Header) -> Iterator[tuple[str, Any, Any]]:
     for name in _SAME_ENVIRONMENT:
         before, here = found.environment.get(name), now.environment.get(name)
         if before != here:
-            raise BenchOptionError(
-                f"--json {options.json_path}: was begun with {name} = {before!r}, this is {here!r}, and a"
-                " ratio of the two would mean nothing; give another --json, or --force to go on nevertheless"
-            )
+            yield name, before, here
 
 
 def _refuse_other_options(header: Header, options: RunOptions) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from types import TracebackType
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError
-from remuslike.bench.options import RunOptions, refuse_others
+from remuslike.bench.options import RunOptions, forced_over, refuse_others
 from remuslike.bench.results import Cell, Header, Results, decode_untrusted, encode_line
 
 
 class ResultFile:
-    """A file that is open for more cells; `found` is what an earlier run has left in it."""
+    """A file that is open for more cells; `found` is what an earlier run has left in it, `broken` why
+    it can't be written any more."""
 
     def __init__(self, options: RunOptions, header: Header) -> None:
         """Begins the file with `header`, unless it is there: then it must be of the same options,
@@ -22,6 +24,8 @@ class ResultFile:
         and BenchEnvironmentError when it can't be written.
         """
         self._path = options.json_path
+        self.broken: BenchEnvironmentError | None = None
+        self._forced: str | None = None
         try:
             # Not "a": what was cut short at the end is overwritten.
             self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
@@ -31,7 +35,8 @@ class ResultFile:
             self._lock()
             self.found = self._go_on(options, header)
         except BaseException:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is tried again
+                self._file.close()
             raise
 
     def _lock(self) -> None:
@@ -52,20 +57,22 @@ class ResultFile:
         lines = whole.decode(errors="replace").split("\n")[:-1]
         found = decode_untrusted((f"{line}\n" for line in lines), str(self._path))
         refuse_others(found.header, header, options)
+        self._forced = forced_over(found.header, header)
         self._file.seek(len(whole))
         self._file.truncate()
         return found
 
     def add(self, cell: Cell) -> None:
         """A cell more, which is in the file when this returns. Raises BenchEnvironmentError."""
-        self._append(encode_line(cell))
+        self._append(encode_line(cell.model_copy(update={"forced": self._forced})))
 
     def _append(self, line: str) -> None:
         try:
             self._file.write(line.encode())
             self._file.flush()
         except OSError as error:
-            raise self._unwritable(error) from error
+            self.broken = self._unwritable(error)
+            raise self.broken from error
 
     def _unwritable(self, error: OSError) -> BenchEnvironmentError:
         return BenchEnvironmentError(f"--json {self._path}: can't be written: {error.strerror}")
@@ -76,4 +83,9 @@ class ResultFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            # What could not be written is tried again, and has been told of.
+            if self.broken is None:
+                raise self._unwritable(error) from error

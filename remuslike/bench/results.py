@@ -93,7 +93,7 @@ class Cell(_Record):
     resident sets. `link_ms`: there and back over the hosts' link, None where that was cut. `takeover_ms`: of
     a cell that ended with a kill, milliseconds from the kill on until "decided", "granted", "opened",
     "running", "first_reply". `lost`: acknowledged operations that the survivor did not have, None where
-    nothing was checked.
+    nothing was checked. `forced`: in what the environment differed from the header's (`--force`).
     """
 
     variant: Variant
@@ -108,6 +108,7 @@ class Cell(_Record):
     takeover_ms: Mapping[str, float] = Field(default_factory=dict)
     lost: int | None = None
     error: str | None = None
+    forced: str | None = None
 
 
 class Results(_Record):
@@ -123,7 +124,9 @@ class Results(_Record):
 
 def encode_line(record: Header | Cell) -> str:
     """A line, with its end."""
-    return record.model_dump_json() + "\n"
+    # Left out where nothing was forced: earlier programs don't know it.
+    exclude = {"forced"} if isinstance(record, Cell) and record.forced is None else None
+    return record.model_dump_json(exclude=exclude) + "\n"
 
 
 def decode_untrusted(lines: Iterable[str], source: str) -> Results:

@@ -6,7 +6,7 @@ import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -58,15 +58,18 @@ def run_bench(options: RunOptions, console: Console) -> int:
     options.check()
     check_root()
     check_tools(TOOLS if options.guest == "synthetic" else TOOLS | TOOLS_OF_REAL_GUESTS)
-    header = Header(environment=asdict(record_environment()), options=options.recorded())
-    with ResultFile(options, header) as file:
-        view = RunView(console)
+    view = RunView(console)
+    try:
+        cast = _cast(options, view)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    with ResultFile(options, header_of(options, cast)) as file:
         left = pending(visits_of(options), file.found.done())
         view.begin(left, Outlook(options.seconds), earlier=len(file.found.done()))
         if not left:
             return STATUS_DONE
         try:
-            bench = Bench(options, _cast(options, view), file, view)
+            bench = Bench(options, cast, file, view)
             with view:
                 run_interruptibly(lambda: bench.run(left))
         except Interrupted as interruption:
@@ -80,12 +83,19 @@ def run_bench(options: RunOptions, console: Console) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A kind of guest: where that of a visit runs, with its files in a directory; what it can do; and how its
-    host is killed, given a seed."""
+    """A kind of guest: where that of a visit runs, with its files in a directory; what it can do; how its
+    host is killed, given a seed; and `facts` for the result file's environment."""
 
     place: Callable[[Visit, Path], AbstractAsyncContextManager[Hosts]]
     workloads: Mapping[str, Workload]
     kill: Callable[[Hosts, RunOptions, int], Awaitable[tuple[Load, Takeover]]]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def header_of(options: RunOptions, cast: Cast) -> Header:
+    """Of the result file of a run with `cast`."""
+    environment = {**asdict(record_environment()), **cast.facts}
+    return Header(environment=environment, options=options.recorded())
 
 
 def _cast(options: RunOptions, view: RunView) -> Cast:
@@ -94,8 +104,9 @@ def _cast(options: RunOptions, view: RunView) -> Cast:
         return Cast(SyntheticGuests(options), workloads_of("synthetic"), synthetic.measure_takeover)
     image = build_image(progress=view.say)
     workloads = workloads_of(options.guest)
-    place = RealGuests(options, image, probe_accelerator(image), workloads)
-    return Cast(place, workloads, measure_takeover)
+    accelerator = probe_accelerator(image)
+    place = RealGuests(options, image, accelerator, workloads)
+    return Cast(place, workloads, measure_takeover, {"accelerator": accelerator, "image": image.digest})
 
 
 class Bench:
@@ -142,6 +153,9 @@ class Bench:
                         settled += 1
                         self._note(cell, visit, settled, later)
         except Exception as error:
+            if self._file.broken is not None:
+                # No guest's fault, and what comes after it would be measured in vain.
+                raise self._file.broken from None
             problem = cause(error) if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(problem, expected_errors()):
                 raise

@@ -14,6 +14,7 @@ ENVIRONMENT: Mapping[str, Any] = {
     "cpu": "AMD EPYC",
     "processors": 2,
     "emulated": False,
+    "accelerator": "kvm",
     "kernel": "6.18.0",
     "tools": {"qemu": "QEMU emulator version 7.2.22"},
 }

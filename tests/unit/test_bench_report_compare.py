@@ -177,3 +177,63 @@ def test_only_what_is_named_is_compared() -> None:
 def test_unprotected_is_not_judged() -> None:
     outcome = compare(a_run(0.8), a_run(0.8), 0.05, force=False)
     assert {each.variant.key for each in outcome.comparisons} == {EPOCH.key}
+
+
+def changed(run: Run, change: Callable[[Cell], Cell]) -> Run:
+    """With other protected cells."""
+    cells = tuple(change(cell) if cell.variant == EPOCH else cell for cell in run.results.cells)
+    return Run("b", Results(header=run.results.header, cells=cells))
+
+
+def loaded(run: Run, rate: float, latencies_ms: tuple[float, ...]) -> Run:
+    load = Load(unit="requests/s", rate=rate, latencies_ms=latencies_ms)
+    return changed(run, lambda cell: cell.model_copy(update={"load": load}))
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_throughput_that_fell_to_nothing_is_worse(rounds: int) -> None:
+    def short(run: Run) -> Run:
+        cells = tuple(cell for cell in run.results.cells if cell.round <= rounds)
+        return Run(run.name, Results(header=run.results.header, cells=cells))
+
+    outcome = compare(short(a_run(0.8)), short(a_run(0)), 0.05, force=False)
+    assert verdicts(outcome)["throughput"] is Verdict.WORSE
+    assert outcome.worse
+
+
+def test_where_nothing_is_answered_any_more_latency_is_worse() -> None:
+    a, b = loaded(a_run(0.8), 800, (1.0,) * 100), loaded(a_run(0.8), 800, ())
+    outcome = compare(a, b, 0.05, force=False)
+    assert {figure.measure.name for figure in outcome.silent} >= {"latency_p50", "latency_p99"}
+    assert outcome.worse
+    assert compare(a, b, 0.05, force=False, only=("latency_p99",)).worse
+    assert not compare(b, a, 0.05, force=False).worse
+
+
+def test_a_percentile_that_lacks_samples_is_named_and_not_worse() -> None:
+    a, b = loaded(a_run(0.8), 800, (1.0,) * 100), loaded(a_run(0.8), 800, (1.0,) * 99)
+    outcome = compare(a, b, 0.05, force=False)
+    assert [figure.measure.name for figure in outcome.missing] == ["latency_p99"]
+    assert not outcome.worse
+
+
+def test_a_setting_that_fails_in_some_rounds_only_is_named() -> None:
+    a = a_run(0.8)
+    b = changed(a, lambda cell: cell.model_copy(update={"error": "died"}) if cell.round == 2 else cell)
+    assert compare(a, b, 0.05, force=False).faltering == (EPOCH,)
+    assert compare(b, b, 0.05, force=False).faltering == ()
+
+
+def with_accelerator(run: Run, accelerator: str) -> Run:
+    environment = {**run.results.header.environment, "accelerator": accelerator}
+    header = run.results.header.model_copy(update={"environment": environment})
+    return Run(accelerator, run.results.model_copy(update={"header": header}))
+
+
+def test_absolute_figures_of_different_accelerators_are_withheld_but_not_of_older_files() -> None:
+    older = a_run(0.8)
+    kvm, tcg = (with_accelerator(older, name) for name in ("kvm", "tcg"))
+    outcome = compare(kvm, tcg, 0.05, force=False)
+    assert outcome.withheld > 0
+    assert outcome.differences == ("accelerator: kvm (kvm); tcg (tcg)",)
+    assert compare(older, tcg, 0.05, force=False).withheld == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, ResultsError
 from remuslike.bench.options import RunOptions
+from remuslike.bench.report.summary import Run, Summary
+from remuslike.bench.report.tables import warnings
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Variant, decode_untrusted
 
@@ -104,3 +107,41 @@ def test_what_is_no_result_file_is_refused_and_left_as_it_is(tmp_path: Path) -> 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchEnvironmentError, match="can't be written: Is a directory"):
         opened(tmp_path)
+
+
+def test_a_full_disk_is_named_once_and_ends_in_no_bare_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BenchEnvironmentError, match="No space left") as caught,
+        opened(tmp_path / "r") as file,
+    ):
+        fill(file)
+        file.add(CELLS[0])
+    assert file.broken is caught.value
+
+
+def test_a_disk_that_is_full_at_the_end_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchEnvironmentError, match="No space left"), opened(tmp_path / "r") as file:
+        fill(file)
+        file._file.write(b"unsaid")
+
+
+def fill(file: ResultFile) -> None:
+    """Its disk: what is written from now on fails."""
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, file._file.fileno(), inheritable=False)
+    os.close(full)
+
+
+def test_what_was_forced_is_in_the_file_and_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    with opened(path) as file:
+        file.add(CELLS[0])
+    options = replace(options_for(path), force=True)
+    header = Header(environment={"cpu": "y"}, options=options.recorded())
+    with ResultFile(options, header) as file:
+        file.add(CELLS[2])
+    assert [cell.forced for cell in read(path)] == [None, "cpu: 'y', not 'x'"]
+    assert path.read_text().count("forced") == 1, "earlier programs read what was not"
+    with path.open() as lines:
+        summary = Summary([Run("r", decode_untrusted(lines, "r"))])
+    assert warnings(summary) == ["r was gone on with by --force, in part with cpu: 'y', not 'x'"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ import trio
 from bench_fakes import LINK_MS, FakePlace, FakeWorkload
 from rich.console import Console
 
-from remuslike.bench.errors import MeasurementError
-from remuslike.bench.options import RunOptions
+from remuslike.bench import run as runner
+from remuslike.bench.errors import BenchEnvironmentError, BenchOptionError, MeasurementError
+from remuslike.bench.options import RunOptions, refuse_others
 from remuslike.bench.plan import pending, visits_of
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Load, decode_untrusted
-from remuslike.bench.run import Bench, Cast
+from remuslike.bench.run import Bench, Cast, header_of
 from remuslike.bench.runview import RunView
 from remuslike.bench.takeover import Takeover
 from remuslike.demo.errors import DaemonError
@@ -171,3 +174,37 @@ async def test_a_defect_is_no_cell(tmp_path: Path, autojump_clock: object) -> No
     with pytest.raises(ExceptionGroup):
         await run.play()
     assert len(run.cells) == 1
+
+
+async def test_a_result_file_that_can_not_be_written_ends_the_run(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    def full(parameters: Any) -> Exception | None:
+        """The disk, from the second cell on."""
+        if parameters["n"] == 2:
+            mine = [each for each in Path("/proc/self/fd").iterdir() if each.exists()]
+            (number,) = (int(each.name) for each in mine if each.samefile(tmp_path / "r"))
+            other = os.open("/dev/full", os.O_RDWR)
+            os.dup2(other, number, inheritable=False)
+            os.close(other)
+        return None
+
+    run = Run(tmp_path / "r", FakeWorkload("work", VARIANTS, full), FakePlace())
+    with pytest.raises(BenchEnvironmentError, match="can't be written: No space left"):
+        await run.play()
+    assert len(run.cells) == 1
+    assert len(run.place.visits) == 1
+    assert run.place.standing == 0
+
+
+def test_the_header_says_what_ran_the_guest_and_which_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "build_image", lambda progress: SimpleNamespace(digest="d1"))
+    monkeypatch.setattr(runner, "probe_accelerator", lambda image: "tcg")
+    options = RunOptions(json_path=Path("r"), selection={"idle": ({},)})
+    cast = runner._cast(options, RunView(Console(file=io.StringIO())))
+    header = header_of(options, cast)
+    assert (header.environment["accelerator"], header.environment["image"]) == ("tcg", "d1")
+    for name in ("accelerator", "image"):
+        other = header.model_copy(update={"environment": {**header.environment, name: "another"}})
+        with pytest.raises(BenchOptionError, match=f"was begun with {name} = 'another'"):
+            refuse_others(other, header, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 from bench_fakes import FakeStage
 
+from remuslike.bench.errors import MeasurementError
 from remuslike.bench.options import RunOptions
 from remuslike.bench.plan import visits_of
 from remuslike.bench.stage import Stage
@@ -106,3 +108,12 @@ async def test_without_clients_the_rate_is_the_guests_clock_and_its_outputs_are_
     found = await measure_load(cast(Client, FakeClient()), cast(Stage, FakeStage()), 0, 2)
     assert (found.unit, found.rate) == ("guest s/s", pytest.approx(0.9))
     assert found.details["outputs_s"] == pytest.approx(100)
+
+
+async def test_contradictions_are_no_measurement(autojump_clock: object) -> None:
+    class Contradicted(FakeClient):
+        async def report(self) -> Report:
+            return replace(await super().report(), contradictions=2)
+
+    with pytest.raises(MeasurementError, match="found 2 contradictions"):
+        await measure_load(cast(Client, Contradicted()), cast(Stage, FakeStage()), 1, 2)

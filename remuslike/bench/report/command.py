@@ -53,7 +53,7 @@ def compare_files(
             f"--figure {min(unknown)}: neither file has it; they have {', '.join(sorted(known))}"
         )
     outcome = compare(before, after, threshold, force=force, only=only)
-    if not outcome.comparisons and not outcome.broken:
+    if not (outcome.comparisons or outcome.broken or outcome.missing):
         hint = "; --force compares absolute figures of different machines" if outcome.withheld else ""
         raise ResultsError(f"{a} and {b}: have no figures that can be compared{hint}")
     _say(outcome, threshold, console, every=every)
@@ -68,13 +68,19 @@ def _say(outcome: Outcome, threshold: float, console: Console, *, every: bool) -
         console.print(f"[yellow]{said}[/]")
     for variant in outcome.broken:
         console.print(f"[red]failed in B: {escape(f'{place_of(variant)}, {variant.setting}')}[/]")
+    for variant in outcome.faltering:
+        said = escape(f"{place_of(variant)}, {variant.setting}")
+        console.print(f"[yellow]failed in some rounds of B: {said}[/]")
+    for figure in outcome.missing:
+        said = escape(f"{place_of(figure.variant)}, {figure.variant.setting}: {figure.measure.title}")
+        console.print(f"[{'red' if figure in outcome.silent else 'yellow'}]only A has: {said}[/]")
     for variant in outcome.unmatched:
         console.print(f"only in one of the two: {escape(f'{place_of(variant)}, {variant.setting}')}")
     shown = [each for each in outcome.comparisons if every or each.verdict is not Verdict.SAME]
     if shown:
         console.print(_table(shown))
     counts = {verdict: sum(each.verdict is verdict for each in outcome.comparisons) for verdict in Verdict}
-    counts[Verdict.WORSE] += len(outcome.broken)
+    counts[Verdict.WORSE] += len(outcome.broken) + len(outcome.silent)
     console.print(
         ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         + f" (beyond {threshold:.1%}; {LEVEL:.0%} intervals, bootstrap seed {SEED};"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from remuslike.bench.report.intervals import Estimate, estimate_quotient
-from remuslike.bench.report.measures import LOST, Better, Measure
-from remuslike.bench.report.summary import Figure, Run, Summary, differences, machine_of
+from remuslike.bench.report.measures import LOST, THROUGHPUT, Better, Measure, latency_name
+from remuslike.bench.report.summary import Figure, Run, Summary, differences, same_machine
 from remuslike.bench.results import UNPROTECTED, Variant
 
 ROUNDS_MIN = 3
@@ -45,12 +45,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a whole comparison. `broken`: variants that A measured and that failed in every round of B.
+    """Of a whole comparison. `broken`: variants that A measured and that failed in every round of B;
+    `faltering`: that failed in some of B's rounds, in none of A's. `missing`: figures that A has and B lacks,
+    of variants that both measured; `silent`: those of them that tell that nothing was done.
     `unmatched`: those that only one of the two has. `withheld`: absolute figures of different machines that
     were not compared."""
 
     comparisons: tuple[Comparison, ...]
     broken: tuple[Variant, ...]
+    faltering: tuple[Variant, ...]
+    missing: tuple[Figure, ...]
+    silent: tuple[Figure, ...]
     unmatched: tuple[Variant, ...]
     differences: tuple[str, ...]
     withheld: int
@@ -58,7 +63,9 @@ class Outcome:
     @property
     def worse(self) -> bool:
         """Whether anything is."""
-        return bool(self.broken) or any(each.verdict is Verdict.WORSE for each in self.comparisons)
+        return bool(self.broken or self.silent) or any(
+            each.verdict is Verdict.WORSE for each in self.comparisons
+        )
 
 
 def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[str] = ()) -> Outcome:
@@ -66,7 +73,7 @@ def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[s
     its interval excludes 1. `force` compares absolute figures of different machines, too; `only` names the
     figures to compare, all if empty."""
     before, after = Summary([a]), Summary([b])
-    absolute = force or machine_of(a.results) == machine_of(b.results)
+    absolute = force or same_machine(a.results, b.results)
     matched = [
         (figure, other)
         for key, figure in before.figures.items()
@@ -76,9 +83,13 @@ def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[s
     comparisons = tuple(_compared(x, y, threshold) for x, y in allowed)
     keys = {variant.key for variant in before.variants} ^ {variant.key for variant in after.variants}
     broken = tuple(_broken(before, after))
+    missing = tuple(_missing(before, after, only))
     return Outcome(
         comparisons=comparisons,
         broken=broken,
+        faltering=tuple(_faltering(before, after)),
+        missing=missing,
+        silent=tuple(figure for figure in missing if _is_silent(figure, after)),
         unmatched=tuple(
             variant
             for variant in (*before.variants, *after.variants)
@@ -107,7 +118,9 @@ def _compared(a: Figure, b: Figure, threshold: float) -> Comparison:
         return _compared_losses(a, b)
     value_a = (a.ratio if relative and a.ratio else a.value).median
     value_b = (b.ratio if relative and b.ratio else b.value).median
-    ratio = estimate_quotient(of_b, of_a) if value_a > 0 and value_b > 0 else None
+    # Of what more is wanted of, nothing is no measuring error, however few the rounds.
+    stopped = a.measure.better == "more" and value_a > 0 and value_b == 0
+    ratio = estimate_quotient(of_b, of_a) if value_a > 0 and (value_b > 0 or stopped) else None
     return Comparison(
         variant=a.variant,
         measure=a.measure,
@@ -115,7 +128,7 @@ def _compared(a: Figure, b: Figure, threshold: float) -> Comparison:
         a=value_a,
         b=value_b,
         ratio=ratio,
-        verdict=judge(ratio, a.measure.better, threshold),
+        verdict=Verdict.WORSE if stopped else judge(ratio, a.measure.better, threshold),
     )
 
 
@@ -147,3 +160,23 @@ def judge(ratio: Estimate | None, better: Better, threshold: float) -> Verdict:
 def _broken(before: Summary, after: Summary) -> Iterator[Variant]:
     failed = {cell.variant.key for _, cell in after.failed} - {variant.key for variant in after.variants}
     return (variant for variant in before.variants if variant.key in failed)
+
+
+def _faltering(before: Summary, after: Summary) -> Iterator[Variant]:
+    failed = {cell.variant.key for _, cell in after.failed} - {cell.variant.key for _, cell in before.failed}
+    measured = {variant.key for variant in before.variants}
+    return (variant for variant in after.variants if variant.key in failed & measured)
+
+
+def _missing(before: Summary, after: Summary, only: Collection[str]) -> Iterator[Figure]:
+    measured = {variant.key for variant in after.variants}
+    for (key, name), figure in before.figures.items():
+        if key in measured and (key, name) not in after.figures and _tells(figure, only):
+            yield figure
+
+
+def _is_silent(figure: Figure, after: Summary) -> bool:
+    """A high percentile may only lack samples; without a median nothing was answered."""
+    if not figure.measure.relative:
+        return False
+    return figure.measure.name == THROUGHPUT or after.get(figure.variant, latency_name(50)) is None

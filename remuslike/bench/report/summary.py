@@ -20,8 +20,9 @@ MODES: tuple[Mode, ...] = ("unprotected", "epoch", "event-tap", "adaptive")
 """In the order in which tables and legends name them."""
 
 # What makes two machines different, and what only makes their software so.
-_MACHINE = ("cpu", "processors")
+_MACHINE = ("cpu", "processors", "accelerator")
 _SOFTWARE = ("kernel", "qemu", "commit")
+_UNKNOWN = "?"
 
 # What a run was asked for that no variant says: cells that differ in it are no repeats of each other.
 _OPTIONS = ("memory_mib", "vcpus", "seconds", "detect_ms")
@@ -181,7 +182,15 @@ def _rank(name: str) -> tuple[int, str]:
 def machine_of(results: Results) -> dict[str, str]:
     """What absolute figures depend on; "?" for what was not recorded."""
     environment = results.header.environment
-    return {name: str(environment.get(name, "?")) for name in _MACHINE}
+    return {name: str(environment.get(name, _UNKNOWN)) for name in _MACHINE}
+
+
+def same_machine(one: Results, other: Results) -> bool:
+    """Whether absolute figures of the two can be compared. Older files don't name their accelerator."""
+    a, b = machine_of(one), machine_of(other)
+    if _UNKNOWN in (a["accelerator"], b["accelerator"]):
+        del a["accelerator"], b["accelerator"]
+    return a == b
 
 
 def software_of(results: Results) -> dict[str, str]:
@@ -196,7 +205,7 @@ def software_of(results: Results) -> dict[str, str]:
 def differences(runs: Sequence[Run]) -> list[str]:
     """A line for each thing in which the environments of the runs, or what they were asked for, differ."""
     lines = []
-    for name in (*_MACHINE, *_SOFTWARE, *_OPTIONS):
+    for name in (*_MACHINE, *_SOFTWARE, "image", *_OPTIONS):
         values = {run.name: _known_of(run.results)[name] for run in runs}
         if len(set(values.values())) > 1:
             lines.append(f"{name}: " + "; ".join(f"{value} ({run})" for run, value in values.items()))
@@ -205,4 +214,5 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def _known_of(results: Results) -> dict[str, str]:
     options = {name: str(results.header.options.get(name, "?")) for name in _OPTIONS}
-    return {**machine_of(results), **software_of(results), **options}
+    image = str(results.header.environment.get("image", _UNKNOWN))[:12]
+    return {**machine_of(results), **software_of(results), "image": image, **options}

@@ -128,13 +128,17 @@ def environment_table(summary: Summary) -> Table:
         environment = run.results.header.environment
         known = {**machine_of(run.results), **software_of(run.results)}
         rows.append((run.name, str(environment.get("at", "?")), *known.values()))
-    head = ("file", "at", "processor", "processors", "kernel", "QEMU", "commit")
+    head = ("file", "at", "processor", "processors", "accelerator", "kernel", "QEMU", "commit")
     return Table("Where it was measured", head, tuple(rows))
 
 
 def warnings(summary: Summary) -> list[str]:
     """What a reader must know before he believes a figure."""
     lines = [f"The runs differ in {line}" for line in differences(summary.runs)]
+    forced = {
+        (run.name, cell.forced): None for run in summary.runs for cell in run.results.cells if cell.forced
+    }
+    lines += [f"{name} was gone on with by --force, in part with {said}" for name, said in forced]
     if any(run.results.header.environment.get("emulated") for run in summary.runs):
         lines.append("The processor was emulated: times mean nothing by themselves, ratios do.")
     if summary.failed:

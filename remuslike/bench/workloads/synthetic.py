@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from remuslike.bench.errors import MeasurementError
 from remuslike.bench.results import Load
 from remuslike.bench.stage import Stage, socket_in
 from remuslike.image import Service
@@ -39,7 +40,9 @@ class Synthetic:
 
 
 async def measure_load(client: Client, stage: Stage, clients: int, seconds: int) -> Load:
-    """What the guest does in `seconds` while so many `clients` count, who are at work before that."""
+    """What the guest does in `seconds` while so many `clients` count, who are at work before that.
+
+    Raises MeasurementError when the guest or a client found something lost or done twice."""
     async with trio.open_nursery() as nursery:
         work = await client.start_load(nursery, clients)
         began, before = trio.current_time(), await client.report()
@@ -49,6 +52,10 @@ async def measure_load(client: Client, stage: Stage, clients: int, seconds: int)
             latencies_ms, answers = work.latencies_ms[first:], work.acknowledged - counted
         ended, after = trio.current_time(), await client.report()
         work.stop()
+    if contradictions := after.contradictions + len(work.verdict.findings):
+        raise MeasurementError(
+            f"the guest and its clients found {contradictions} contradictions of what was acknowledged"
+        )
     lasted_s = ended - began
     share = (after.clock_ns - before.clock_ns) / 1e9 / lasted_s
     frames_s, blocks_s = (after.frames - before.frames) / lasted_s, (after.blocks - before.blocks) / lasted_s
@@ -58,7 +65,6 @@ async def measure_load(client: Client, stage: Stage, clients: int, seconds: int)
         "frames_s": frames_s,
         "blocks_s": blocks_s,
         "outputs_s": frames_s + blocks_s + answers / seconds,
-        "contradictions": after.contradictions + len(work.verdict.findings),
     }
     if not clients:
         return Load(unit="guest s/s", rate=share, details=details)
