@@ -42,8 +42,9 @@ from netbuf.turn import Turn
 _QUICK_LOOKS = 3
 _LOOK_S = 0.001
 
-# So long nothing moves, although nothing is left on its way: the rest of the epoch came after its seal.
-_STILL_LOOKS = 3
+# So long nothing moves, although nothing is left on its way: the rest of the epoch came after its seal. That
+# is rare, for the guest is paused at a seal; softirqs that are late by a few milliseconds are not.
+_STILL_LOOKS = 20
 
 # A softirq that is starved for so long means that the machine is lost anyway.
 _LOOKS_MAX = 10_000
