@@ -34,6 +34,7 @@ class Passing:
         self._in_place = store if isinstance(store, InPlace) else None
         self._chunks = chunks
         self._syncing = threading.Lock()  # one sync at a time: the next one's success hides no failure
+        self._counting = threading.Lock()  # of what follows; nobody has it for long
         self._failures = 0
         self._failure: StoreError | None = None  # the last one
         self._told = 0  # failures that somebody's client has been told of
@@ -52,12 +53,12 @@ class Passing:
     def listener(self) -> Listener:
         """A client that begins now. It may be one that lost its connection and had no answer to its flush: it
         hears of a failure that nobody was told of."""
-        with self._syncing:
+        with self._counting:
             return Listener(self._told)
 
     def told(self, listener: Listener) -> None:
         """What `sync` raised for this client has been sent to it."""
-        with self._syncing:
+        with self._counting:
             self._told = max(self._told, listener.heard)
 
     def sync(self, listener: Listener | None = None) -> bool:
@@ -79,14 +80,18 @@ class Passing:
         try:
             self._store.sync()
         except StoreError as error:
-            self._failures += 1
-            self._failure = error
+            with self._counting:
+                self._failures += 1
+                self._failure = error
             if listener is None:
                 raise
-        if listener is not None and listener.heard < self._failures:
-            assert self._failure is not None
+        with self._counting:
+            if listener is None or listener.heard == self._failures:
+                return
             listener.heard = self._failures
-            raise copy(self._failure) from self._failure  # which others raise, too, in threads of their own
+            failure = self._failure
+        assert failure is not None
+        raise copy(failure) from failure  # which others raise, too, in threads of their own
 
     def begin(self, offset: int, length: int) -> Extent | None:
         """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,

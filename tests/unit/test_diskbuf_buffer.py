@@ -874,6 +874,18 @@ async def test_a_failed_flush_is_told_again_until_its_answer_was_sent(
     buffer.sync(buffer.passing.listener())
 
 
+async def test_a_client_may_come_while_a_flush_takes_its_time(buffer: DiskBuffer, store: FakeStore) -> None:
+    await buffer.open()
+    store.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(buffer.flush)
+        await entered(store)
+        with trio.fail_after(WAIT_S):
+            client = await trio.to_thread.run_sync(buffer.passing.listener)
+            await trio.to_thread.run_sync(buffer.passing.told, client)
+        store.proceed()
+
+
 async def test_what_may_not_pass_without_a_wait_is_decided_with_the_state(
     buffer: DiskBuffer, store: FakeStore
 ) -> None:
