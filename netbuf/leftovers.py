@@ -231,11 +231,10 @@ def _tap_hold_names(guest: str) -> tuple[str, str]:
 
 
 def _put_back(network: Network, link: Link) -> str:
-    if not link.alias.startswith(_PORT_OF):
+    if (named := _noted_bridge(link)) is None:
         # A daemon's own, which a plug hold had made a port: its guest may live, and nobody holds its frames.
         network.part(link.name)
         return "no longer redirected, left down"
-    named = link.alias.removeprefix(_PORT_OF)
     network.enslave(link.name, network.bridge(named))
     network.up(link.name)
     network.describe(link.name, "")  # last: by this alone the next `clean` knows of it
@@ -246,4 +245,9 @@ def _bridge_of(network: Network, link: Link) -> str | None:
     for other in network.links() if link.master else []:
         if other.index == link.master:
             return other.name
+    return _noted_bridge(link)
+
+
+def _noted_bridge(link: Link) -> str | None:
+    """What `attach` has written down of an attached tap; None for any other."""
     return link.alias.removeprefix(_PORT_OF) if link.alias.startswith(_PORT_OF) else None

@@ -89,11 +89,9 @@ class RunOptions:
         }
 
 
-_SAME_ENVIRONMENT = (
-    *("commit", "cpu", "processors", "kernel", "packages", "tools"),
-    *("accelerator", "image"),  # of real guests
-)
-"""What a round's cells must have in common, lest a ratio of two of them be of two programs or machines."""
+_SAME_ENVIRONMENT = ("commit", "cpu", "processors", "kernel", "packages", "tools", "accelerator", "image")
+"""What a round's cells must have in common, lest a ratio of two of them be of two programs or machines. The
+last two are of real guests only."""
 
 
 def refuse_others(found: Header, now: Header, options: RunOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +244,18 @@ async def test_a_session_over_real_sockets(tmp_path: Path) -> None:
     assert History.model_validate_json(history.read_bytes()).findings == []
 
 
+async def connect_to(serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+    """Returns when `serve` has answered client 4."""
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            connection = await connect(4, "127.0.0.1", listeners[0].socket.getsockname()[1])
+            assert connection.number == 4
+            await connection.stream.aclose()
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_connection_that_stands_is_not_given_up_for_a_late_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -256,13 +268,7 @@ async def test_a_connection_that_stands_is_not_given_up_for_a_late_answer(
         await wait_all_tasks_blocked(0.1)  # longer than an attempt may take
         await ModelRedis().serve(stream)
 
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(trio.serve_listeners, serve, listeners)
-            connection = await connect(4, "127.0.0.1", listeners[0].socket.getsockname()[1])
-            await connection.stream.aclose()
-            nursery.cancel_scope.cancel()
+    await connect_to(serve)
     assert attempts == 1
 
 
@@ -277,12 +283,5 @@ async def test_connecting_goes_on_until_the_service_answers() -> None:
         else:
             await ModelRedis().serve(stream)
 
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(trio.serve_listeners, serve, listeners)
-            connection = await connect(4, "127.0.0.1", listeners[0].socket.getsockname()[1])
-            assert connection.number == 4
-            await connection.stream.aclose()
-            nursery.cancel_scope.cancel()
+    await connect_to(serve)
     assert attempts == 2
