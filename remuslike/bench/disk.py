@@ -43,7 +43,8 @@ PARTS = ("nbd", "connections", "seal", "guest")
 NBDKIT, PLAIN, EPOCHS = "nbdkit", "diskbuf", "diskbuf, 25 ms epochs"
 ONE, TEN = "1 client", f"{CLIENTS} clients"
 NBDKIT_ONE, NBDKIT_TEN = f"{NBDKIT}, {ONE}", f"{NBDKIT}, {TEN}"
-RAW, BUFFERED, JOURNALLED = "QEMU's raw file", EPOCHS, f"{EPOCHS}, journal"
+RAW, DIRECT = "QEMU's raw file", "QEMU's raw file, O_DIRECT"
+BUFFERED, JOURNALLED = EPOCHS, f"{EPOCHS}, journal"
 
 NBD_JOBS = {
     "write_4k": Job("randwrite", 4 << 10, ("--randrepeat=1",)),
@@ -57,6 +58,8 @@ SEAL = "seal"
 GUEST_JOBS = {
     "guest_write": diskguest.SEQUENTIAL,
     "guest_lone": diskguest.LONE,
+    "guest_whole": diskguest.WHOLE,
+    "guest_ordinary": diskguest.ORDINARY,
     "guest_fsync": diskguest.SYNCED,
 }
 
@@ -88,8 +91,10 @@ MEASURES = (
         "µs",
         wanted=dict.fromkeys(SEAL_WRITES, Wanted(Of.MEDIAN, at_most=100)),
     ),
-    Measure("guest_write", "guest: sequential writes of 256 KiB", "requests/s", RAW, _GUEST),
+    Measure("guest_write", "guest: sequential writes of 256 KiB, 16 in flight", "requests/s", RAW, _GUEST),
     Measure("guest_lone", "... one at a time", "requests/s", RAW),
+    Measure("guest_whole", "... 1 GiB in all, 16 in flight, fsync at the end", "requests/s", RAW, _GUEST),
+    Measure("guest_ordinary", "... through its page cache, fsync each 16 MiB", "requests/s", RAW, _GUEST),
     Measure("guest_fsync", "guest: random writes of 4 KiB, fsync each", "requests/s", RAW, _GUEST),
 )
 
@@ -183,7 +188,10 @@ class DiskBench:
     def _guests(self, stack: ExitStack) -> list[DiskGuest]:
         image = build_image(progress=self.view.say)
         machine = (image, probe_accelerator(image))
-        guests = [start_raw_guest(stack, RAW, self.directory, *machine)]
+        guests = [
+            start_raw_guest(stack, name, self.directory, *machine, direct=direct)
+            for name, direct in ((RAW, False), (DIRECT, True))
+        ]
         for name, journal in ((BUFFERED, False), (JOURNALLED, True)):
             buffered = start_buffered_guest(
                 stack, name, self.directory, *machine, every_ms=EPOCH_MS, journal=journal

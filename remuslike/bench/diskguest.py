@@ -15,11 +15,19 @@ from remuslike.bench.machine import Agent, quote, start_disk_guest
 from remuslike.bench.traffic import usage
 from remuslike.image import Accelerator, GuestImage
 
-DISK_BYTES = 256 << 20
-_IN_GUEST = ("--filename=/dev/vdb", "--direct=1")
-_LONE = (*_IN_GUEST, "--ioengine=psync")
-SEQUENTIAL = Job("write", 256 << 10, (*_IN_GUEST, "--ioengine=libaio", f"--iodepth={DEPTH}"))
-LONE = Job("write", 256 << 10, _LONE)
+DISK_BYTES = 1 << 30
+_TARGET = "--filename=/dev/vdb"
+_CACHED_HERE = (_TARGET, f"--size={256 << 20}")
+"""So small a part of the disk that it stays in this host's page cache, whose speed is then what counts."""
+
+_LONE = (*_CACHED_HERE, "--direct=1", "--ioengine=psync")
+_DEEP = ("--direct=1", "--ioengine=libaio", f"--iodepth={DEPTH}")
+_BLOCK_BYTES = 256 << 10
+SEQUENTIAL = Job("write", _BLOCK_BYTES, (*_CACHED_HERE, *_DEEP))
+LONE = Job("write", _BLOCK_BYTES, _LONE)
+WHOLE = Job("write", _BLOCK_BYTES, (_TARGET, *_DEEP, "--end_fsync=1"), once=True)
+# As a program writes that doesn't say how.
+ORDINARY = Job("write", _BLOCK_BYTES, (*_CACHED_HERE, "--ioengine=psync", "--fsync=64"))
 SYNCED = Job("randwrite", 4 << 10, (*_LONE, "--fsync=1"))
 _FILL_S = 300.0
 _PATIENCE_S = 60.0
@@ -35,7 +43,7 @@ class DiskGuest:
 
     async def fill(self) -> None:
         """Write all of the disk once, so that the file has its blocks. Raises MeasurementError."""
-        await self._fio(SEQUENTIAL, None, _FILL_S)
+        await self._fio(WHOLE, 0.0, _FILL_S)
 
     async def measure(self, job: Job, seconds: float) -> tuple[float, dict[str, float]]:
         """Requests a second, and the processors taken. Raises MeasurementError."""
@@ -43,18 +51,20 @@ class DiskGuest:
             per_s = await self._fio(job, seconds, seconds + _PATIENCE_S)
         return per_s, used.cores
 
-    async def _fio(self, job: Job, seconds: float | None, limit_s: float) -> float:
+    async def _fio(self, job: Job, seconds: float, limit_s: float) -> float:
         with trio.move_on_after(limit_s):
             return read_rate(await self.agent.run(*job.command(seconds=seconds)))
         raise MeasurementError(f"{self.name}: fio in the guest isn't done after {limit_s:g} s")
 
 
 def start_raw_guest(
-    stack: ExitStack, name: str, directory: Path, image: GuestImage, accelerator: Accelerator
+    stack: ExitStack, name: str, directory: Path, image: GuestImage, accelerator: Accelerator, *, direct: bool
 ) -> DiskGuest:
-    """The baseline: QEMU's own raw and file drivers, with their default cache mode."""
-    disk = _new_disk(directory / "raw.img")
+    """QEMU's own raw and file drivers: through this host's page cache, or `direct`, past it."""
+    disk = _new_disk(directory / ("direct.img" if direct else "raw.img"))
     blockdev = f"driver=raw,file.driver=file,file.filename={quote(disk)}"
+    if direct:
+        blockdev += ",cache.direct=on,file.cache.direct=on"
     agent, process = start_disk_guest(stack, image, accelerator, blockdev)
     return DiskGuest(name, agent, {"qemu": process})
 

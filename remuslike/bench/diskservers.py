@@ -20,7 +20,7 @@ from remuslike.bench.lan import wait_until
 from remuslike.bench.processes import start_process
 from remuslike.bench.traffic import usage
 
-_FILL = Job("write", 1 << 20)
+_FILL = Job("write", 1 << 20, once=True)
 _GREETING = b"NBDMAGIC"
 _PATIENCE_S = 60.0  # on top of what was asked for
 
@@ -78,7 +78,7 @@ def _start(stack: ExitStack, name: str, path: Path, command: Sequence[str]) -> S
 
 async def fill(server: Server, size_bytes: int) -> None:
     """Write all of the disk once, so that nobody is measured looking for memory. Raises MeasurementError."""
-    await _fio(_FILL.command(*nbd_options(server.uri, size_bytes), seconds=None), _PATIENCE_S)
+    await _fio(_FILL.command(*nbd_options(server.uri, size_bytes)), _PATIENCE_S)
 
 
 async def measure_nbd(server: Server, job: Job, size_bytes: int, seconds: float, clients: int) -> Served:

@@ -14,15 +14,17 @@ DEPTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`pattern` is fio's `rw`. `more` are options of its engine."""
+    """`pattern` is fio's `rw`. `more` are options of its engine. What is done `once` goes through the target
+    and takes the time that it takes."""
 
     pattern: str
     block_bytes: int
     more: Sequence[str] = ()
+    once: bool = False
 
-    def command(self, *options: str, seconds: float | None) -> list[str]:
+    def command(self, *options: str, seconds: float = 0.0) -> list[str]:
         """fio's command line: through the target for `seconds`, in the same order each time, or once."""
-        timed = [] if seconds is None else ["--time_based", f"--runtime={seconds:g}"]
+        timed = [] if self.once else ["--time_based", f"--runtime={seconds:g}"]
         return [
             *("fio", "--name=bench", "--output-format=json"),
             *(f"--rw={self.pattern}", f"--bs={self.block_bytes}"),

@@ -13,6 +13,7 @@ import pytest
 
 from remuslike.bench.disk import (
     BUFFERED,
+    DIRECT,
     EPOCHS,
     JOURNALLED,
     NBDKIT,
@@ -66,5 +67,5 @@ def test_servers_are_measured_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 isn't installed")
 def test_guests_are_measured_where_qemu_is_installed(tmp_path: Path) -> None:
     document = measured(tmp_path, "guest")
-    for measure in ("guest_write", "guest_lone", "guest_fsync"):
-        assert settings_of(document, measure) == {RAW, BUFFERED, JOURNALLED}
+    for measure in ("guest_write", "guest_lone", "guest_whole", "guest_ordinary", "guest_fsync"):
+        assert settings_of(document, measure) == {RAW, DIRECT, BUFFERED, JOURNALLED}

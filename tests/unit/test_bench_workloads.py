@@ -130,7 +130,9 @@ async def test_an_iperf3_that_fails_is_an_error(
         await measured("tcp-out", FakeStage(shell, tool), streams=1)
 
 
-@pytest.mark.parametrize(("name", "amount"), [("disk-sequential", 100.0), ("disk-random", 500.0)])
+@pytest.mark.parametrize(
+    ("name", "amount"), [("disk-sequential", 100.0), ("disk-cached", 100.0), ("disk-random", 500.0)]
+)
 async def test_disk_rates_are_per_second_here(
     name: str, amount: float, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:

@@ -17,6 +17,7 @@ _ALL: tuple[Workload, ...] = (
     iperf.TCP_IN,
     iperf.UDP_OUT,
     fio.SEQUENTIAL,
+    fio.CACHED,
     fio.RANDOM,
     cpu.CPU,
     idle.IDLE,
