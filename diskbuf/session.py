@@ -56,7 +56,9 @@ class Session:
         try:
             self._negotiate()
             terms = self._negotiation.terms
-            if terms is not None:
+            if terms is None:
+                self._endpoint.say_goodbye()
+            else:
                 connection = Connection(
                     self._endpoint,
                     self._buffers[terms.name],

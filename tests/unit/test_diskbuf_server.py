@@ -27,7 +27,7 @@ from diskbuf.server import CONNECTIONS_MAX, Clients, serve_nbd_tcp, serve_nbd_un
 GREETING_BYTES = 18
 WRITE, FLUSH = 1, 3
 READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 5, 0, 8)
-STARTTLS, LIST = 5, 3
+ABORT, LIST, STARTTLS = 2, 3, 5
 ACK, ERR_POLICY, ERR_TLS_REQD = 1, (1 << 31) + 2, (1 << 31) + 5
 WAIT_S = 20
 """Far beyond what anything takes: what hangs fails its test."""
@@ -281,6 +281,7 @@ class BlockingClient:
     def start_tls(self, certificate: tuple[Path, Path]) -> None:
         assert self.option(STARTTLS) == ACK
         context = ssl.create_default_context(cafile=certificate[1])
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # or no end lacks its close_notify
         self.socket = context.wrap_socket(self.socket, server_hostname=HOST, suppress_ragged_eofs=False)
 
     def choose(self, name: bytes) -> None:
@@ -335,6 +336,20 @@ async def test_tls_is_required_where_it_is_offered(certificate: tuple[Path, Path
     async with trio.open_nursery() as nursery:
         tls = server_context(certificate)
         ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": buffer}, tls=tls))
+        await trio.to_thread.run_sync(talk, port)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_tls_client_that_gives_up_is_said_goodbye_to(certificate: tuple[Path, Path]) -> None:
+    def talk(port: int) -> None:
+        with closing(BlockingClient(port)) as client:
+            client.start_tls(certificate)
+            assert client.option(ABORT) == ACK
+            assert client.socket.recv(1) == b"", "without close_notify this fails as a truncation would"
+
+    tls = server_context(certificate)
+    async with trio.open_nursery() as nursery:
+        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": disk()}, tls=tls))
         await trio.to_thread.run_sync(talk, port)
         nursery.cancel_scope.cancel()
 
