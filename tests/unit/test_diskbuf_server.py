@@ -252,6 +252,16 @@ def server_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
+@asynccontextmanager
+async def serving_tls(buffer: DiskBuffer, certificate: tuple[Path, Path]) -> AsyncIterator[int]:
+    """The port of a server that ends with the block."""
+    tls = server_context(certificate)
+    async with trio.open_nursery() as nursery:
+        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": buffer}, tls=tls))
+        yield port
+        nursery.cancel_scope.cancel()
+
+
 class BlockingClient:
     """An NBD client in a thread, over TCP; with a certificate, also over TLS."""
 
@@ -333,11 +343,8 @@ async def test_tls_is_required_where_it_is_offered(certificate: tuple[Path, Path
 
     buffer = DiskBuffer(FakeStore(2 << 20), limit_bytes=64 << 20)
     buffer.hold(1)
-    async with trio.open_nursery() as nursery:
-        tls = server_context(certificate)
-        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": buffer}, tls=tls))
+    async with serving_tls(buffer, certificate) as port:
         await trio.to_thread.run_sync(talk, port)
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_tls_client_that_gives_up_is_said_goodbye_to(certificate: tuple[Path, Path]) -> None:
@@ -347,11 +354,8 @@ async def test_a_tls_client_that_gives_up_is_said_goodbye_to(certificate: tuple[
             assert client.option(ABORT) == ACK
             assert client.socket.recv(1) == b"", "without close_notify this fails as a truncation would"
 
-    tls = server_context(certificate)
-    async with trio.open_nursery() as nursery:
-        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": disk()}, tls=tls))
+    async with serving_tls(disk(), certificate) as port:
         await trio.to_thread.run_sync(talk, port)
-        nursery.cancel_scope.cancel()
 
 
 async def test_tls_client_may_wait_while_its_connection_works(certificate: tuple[Path, Path]) -> None:
@@ -366,16 +370,13 @@ async def test_tls_client_may_wait_while_its_connection_works(certificate: tuple
 
     buffer = DiskBuffer(FakeStore(4096), limit_bytes=512)
     buffer.hold(1)
-    async with trio.open_nursery() as nursery:
-        tls = server_context(certificate)
-        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": buffer}, tls=tls))
+    async with serving_tls(buffer, certificate) as port:
         with trio.fail_after(WAIT_S):
             async with trio.open_nursery() as clients:
                 clients.start_soon(trio.to_thread.run_sync, talk, port)
                 while buffer.waiting != 1:
                     await trio.lowlevel.checkpoint()
                 buffer.prepare()
-        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("garbage", [b"", b"GET / HTTP/1.1\r\n\r\n"])
@@ -391,25 +392,17 @@ async def test_client_that_fails_at_tls_hurts_itself_only(
                 while client.socket.recv(4096):
                     pass
 
-    async with trio.open_nursery() as nursery:
-        tls = server_context(certificate)
-        ((_, port),) = await nursery.start(partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": disk()}, tls=tls))
+    async with serving_tls(disk(), certificate) as port:
         with trio.fail_after(WAIT_S):
             await trio.to_thread.run_sync(talk, port)
-        nursery.cancel_scope.cancel()
     assert re.search(r"NBD client of 127.0.0.1, port \d+ disconnected: TLS handshake failed", caplog.text)
 
 
 async def test_cancelled_server_leaves_a_tls_handshake(certificate: tuple[Path, Path]) -> None:
     with trio.fail_after(WAIT_S):
-        async with trio.open_nursery() as nursery:
-            tls = server_context(certificate)
-            ((_, port),) = await nursery.start(
-                partial(serve_nbd_tcp, "127.0.0.1", 0, {"disk": disk()}, tls=tls)
-            )
+        async with serving_tls(disk(), certificate) as port:
             client = await trio.to_thread.run_sync(BlockingClient, port)
             assert await trio.to_thread.run_sync(client.option, STARTTLS) == ACK
-            nursery.cancel_scope.cancel()
     client.close()
 
 
