@@ -28,6 +28,9 @@ from remuslike.guest.qmp_wire import (
     parse_message,
 )
 
+# QEMU listens once it has the guest's RAM, of which it may have hundreds of GiB to clear; if it ends, that is
+# seen at once.
+GREETING_LIMIT_S = 120.0
 # QEMU answers in milliseconds, and drains its disks within `stop`: one that takes this long is as good as
 # dead, and its guest stands still meanwhile.
 _ANSWER_LIMIT_S = 10.0
@@ -63,7 +66,7 @@ class Qmp:
         self._readable = select.poll()
         self._readable.register(monitor, select.POLLIN)
 
-    async def negotiate(self, timeout_s: float = 30) -> Greeting:
+    async def negotiate(self, timeout_s: float = GREETING_LIMIT_S) -> Greeting:
         """Wait for QEMU to be set up, and enter command mode. GuestError if it doesn't come up."""
         with trio.move_on_after(timeout_s):
             greeting = await self._next_message()
@@ -74,7 +77,7 @@ class Qmp:
             if not isinstance(answer, Reply):
                 raise GuestError(f"QEMU refused qmp_capabilities: {answer}")
             return greeting
-        raise GuestError(f"QEMU's monitor did not answer within {timeout_s} s")
+        raise GuestError(f"QEMU's monitor did not answer within {timeout_s:g} s")
 
     async def _next_message(self) -> Message:
         while not self._received:
