@@ -49,17 +49,22 @@ async def test_a_tapped_udp_reply_comes_from_the_survivor(
     mode: Mode, fatal_step: str, missing: bool, twice: bool
 ) -> None:
     """The guest numbers its answers, and no question is asked twice: a number that is missing between others
-    is an answer that was lost. What comes twice is the same both times, and hurts nobody."""
+    is an answer that was lost. What comes twice is the same both times, and hurts nobody.
+
+    Who is to be told twice leases nothing: dnsmasq probes what it offers, and a probe might be all that the
+    fatal epoch sent."""
+    wants = Wants(leases_per_s=0 if twice else 5)
     with dhcp_cluster() as hosts:
         in_mode(hosts, mode, SLOW_EPOCH_MS, taps=["net"])  # so that each epoch has a frame
         primary = hosts.start(hosts.primary, kill_at=fatal_step)
         await hosts.guest_is_up(hosts.primary)
-        async with asking(hosts, Wants(leases_per_s=5)) as clients:
+        async with asking(hosts, wants) as clients:
             secondary = hosts.start(hosts.secondary)
             await primary.wait_ended(-signal.SIGKILL)
             survivor = await secondary.wait_phase("active")
             await clients.wait_answers(Echoed, 20)
-            await clients.wait_answers(Leased)
+            if wants.leases_per_s:
+                await clients.wait_answers(Leased)
             assert await find_violations(hosts, clients) == []
         assert survivor.takeover is not None
         assert (survivor.takeover["replayed_frames"] > 0) is (mode == "event-tap")
