@@ -13,8 +13,14 @@ from remuslike.lab.lab import Lab
 
 IN_THE_LAB = os.environ.get("REMUSLIKE_LAB") == "1"
 
+DEAD_HOSTS = 16
+
 REMOTE = pytest.StashKey[Remote]()
 LAB_NODES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dead-hosts", type=int, default=DEAD_HOSTS, help="how many test_dhcp kills in turn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
