@@ -28,7 +28,6 @@ from remuslike.bench.view import View
 from remuslike.image import build_image, probe_accelerator
 
 EPOCH_MS = 25.0
-DISK_BYTES = 1 << 30
 CLIENTS = 10
 SEAL_WRITES = {"nothing": (0, 4096), "64 MiB in 256": (256, 256 << 10), "200 MiB in 51,200": (51_200, 4096)}
 """What the sealed epoch holds: how many writes of how many bytes."""
@@ -93,7 +92,7 @@ MEASURES = (
     ),
     Measure("guest_write", "guest: sequential writes of 256 KiB, 16 in flight", "requests/s", RAW, _GUEST),
     Measure("guest_lone", "... one at a time", "requests/s", RAW),
-    Measure("guest_whole", "... 1 GiB in all, 16 in flight, fsync at the end", "requests/s", RAW, _GUEST),
+    Measure("guest_whole", "... over the disk once, 16 deep, fsync at the end", "requests/s", RAW, _GUEST),
     Measure("guest_ordinary", "... through its page cache, fsync each 16 MiB", "requests/s", RAW, _GUEST),
     Measure("guest_fsync", "guest: random writes of 4 KiB, fsync each", "requests/s", RAW, _GUEST),
 )
@@ -102,13 +101,14 @@ MEASURES = (
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
     """One invocation. Each sample takes `seconds`, each setting gives `repeat` of them. `parts` are some of
-    PARTS; all that is written to files is below `directory`."""
+    PARTS; disks have `disk_mib`; all that is written to files is below `directory`."""
 
     seconds: int = 2
     repeat: int = 5
     parts: tuple[str, ...] = PARTS
     directory: Path | None = None
     json_path: Path | None = None
+    disk_mib: int = 1024
 
     def check(self) -> None:
         """Raises BenchOptionError."""
@@ -140,30 +140,30 @@ class DiskBench:
 
     async def _nbd(self, stack: ExitStack) -> None:
         """Each job goes to all servers in turn before the next one."""
-        servers = [start_nbdkit(stack, NBDKIT, self.directory / "nbdkit.sock", DISK_BYTES)]
+        servers = [start_nbdkit(stack, NBDKIT, self.directory / "nbdkit.sock", self._disk_bytes)]
         for name, every_ms in ((PLAIN, 0.0), (EPOCHS, EPOCH_MS)):
             servers.append(self._diskbuf(stack, name, every_ms))
         for server in servers:
-            await fill(server, DISK_BYTES)
+            await fill(server, self._disk_bytes)
         for number in self._rounds():
             for measure, job in NBD_JOBS.items():
                 for server in in_turn(servers, number):
-                    found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, 1)
+                    found = await measure_nbd(server, job, self._disk_bytes, self.options.seconds, 1)
                     self._note(Sample(measure, server.name, number, found.per_s, found.cores))
 
     async def _connections(self, stack: ExitStack) -> None:
         """Every client has DEPTH requests in flight; the same server serves one and ten of them. nbdkit does,
         too: ten clients take more of the machine, whoever serves them."""
         ours = self._diskbuf(stack, PLAIN, 0.0)
-        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit-clients.sock", DISK_BYTES)
+        nbdkit = start_nbdkit(stack, NBDKIT, self.directory / "nbdkit-clients.sock", self._disk_bytes)
         settings = [(ONE, ours, 1), (TEN, ours, CLIENTS)]
         settings += [(NBDKIT_ONE, nbdkit, 1), (NBDKIT_TEN, nbdkit, CLIENTS)]
         for server in (ours, nbdkit):
-            await fill(server, DISK_BYTES)
+            await fill(server, self._disk_bytes)
         for number in self._rounds():
             for measure, job in CLIENT_JOBS.items():
                 for setting, server, clients in in_turn(settings, number):
-                    found = await measure_nbd(server, job, DISK_BYTES, self.options.seconds, clients)
+                    found = await measure_nbd(server, job, self._disk_bytes, self.options.seconds, clients)
                     self._note(Sample(measure, setting, number, found.per_s, found.cores))
                     self._note(Sample(SERVER_COST[measure], setting, number, found.server_us))
 
@@ -188,20 +188,25 @@ class DiskBench:
     def _guests(self, stack: ExitStack) -> list[DiskGuest]:
         image = build_image(progress=self.view.say)
         machine = (image, probe_accelerator(image))
+        disk_mib = self.options.disk_mib
         guests = [
-            start_raw_guest(stack, name, self.directory, *machine, direct=direct)
+            start_raw_guest(stack, name, self.directory, *machine, disk_mib=disk_mib, direct=direct)
             for name, direct in ((RAW, False), (DIRECT, True))
         ]
         for name, journal in ((BUFFERED, False), (JOURNALLED, True)):
             buffered = start_buffered_guest(
-                stack, name, self.directory, *machine, every_ms=EPOCH_MS, journal=journal
+                stack, name, self.directory, *machine, disk_mib=disk_mib, every_ms=EPOCH_MS, journal=journal
             )
             guests.append(buffered)
         return guests
 
     def _diskbuf(self, stack: ExitStack, name: str, every_ms: float) -> Server:
         socket = self.directory / f"diskbuf-{every_ms:g}.sock"
-        return start_diskbuf(stack, name, socket, f"memory:{DISK_BYTES}", every_ms=every_ms)
+        return start_diskbuf(stack, name, socket, f"memory:{self._disk_bytes}", every_ms=every_ms)
+
+    @property
+    def _disk_bytes(self) -> int:
+        return self.options.disk_mib << 20
 
     def _rounds(self) -> range:
         return range(1, self.options.repeat + 1)
@@ -230,6 +235,7 @@ def run_disk_bench(options: DiskOptions, console: Console) -> int:
                 "seconds": options.seconds,
                 "repeat": options.repeat,
                 "parts": options.parts,
+                "disk_mib": options.disk_mib,
                 "epoch_ms": EPOCH_MS,
                 "depth": DEPTH,
             },

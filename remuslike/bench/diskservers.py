@@ -78,7 +78,7 @@ def _start(stack: ExitStack, name: str, path: Path, command: Sequence[str]) -> S
 
 async def fill(server: Server, size_bytes: int) -> None:
     """Write all of the disk once, so that nobody is measured looking for memory. Raises MeasurementError."""
-    await _fio(_FILL.command(*nbd_options(server.uri, size_bytes)), _PATIENCE_S)
+    await _fio(_FILL.command(*nbd_options(server.uri, size_bytes), seconds=0), _PATIENCE_S)
 
 
 async def measure_nbd(server: Server, job: Job, size_bytes: int, seconds: float, clients: int) -> Served:

@@ -22,8 +22,8 @@ class Job:
     more: Sequence[str] = ()
     once: bool = False
 
-    def command(self, *options: str, seconds: float = 0.0) -> list[str]:
-        """fio's command line: through the target for `seconds`, in the same order each time, or once."""
+    def command(self, *options: str, seconds: float) -> list[str]:
+        """fio's command line: through the target for `seconds`, in the same order each time; or once."""
         timed = [] if self.once else ["--time_based", f"--runtime={seconds:g}"]
         return [
             *("fio", "--name=bench", "--output-format=json"),

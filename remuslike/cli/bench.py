@@ -112,6 +112,13 @@ def pause(context: click.Context, /, *, guests: tuple[str, ...], **options: Any)
 @_repeat(5)
 @_part("nbd", "connections", "seal", "guest")
 @click.option(
+    "--disk-mib",
+    type=click.IntRange(256, 1 << 20),  # so much of it the guests' shorter jobs go over
+    default=1024,
+    show_default=True,
+    help="The size of each disk.",
+)
+@click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
     help="Guests' disks are files here.  [default: where temporary files are]",

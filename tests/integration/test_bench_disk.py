@@ -37,7 +37,7 @@ def measured(directory: Path, *parts: str) -> dict[str, Any]:
     """The document of a run that left nothing behind, all of whose values could be true."""
     images, report = directory / "images", directory / "report.json"
     images.mkdir()
-    command = [REMUSLIKE, *"bench disk --seconds 1 --repeat 1 --json".split(), str(report)]
+    command = [REMUSLIKE, *"bench disk --seconds 1 --repeat 1 --disk-mib 256 --json".split(), str(report)]
     command += ["--directory", str(images), *(f"--part={part}" for part in parts)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -35,12 +35,16 @@ def test_defaults_are_those_of_the_options(asked: list[DiskOptions]) -> None:
 
 
 def test_every_option_arrives(asked: list[DiskOptions]) -> None:
-    line = "disk --seconds 3 --repeat 7 --json out.json --directory images --part seal --part nbd"
+    line = (
+        "disk --seconds 3 --repeat 7 --json out.json --directory images --part seal --part nbd --disk-mib 300"
+    )
     CliRunner().invoke(bench, line.split())
-    assert asked == [DiskOptions(3, 7, ("seal", "nbd"), Path("images"), Path("out.json"))]
+    assert asked == [DiskOptions(3, 7, ("seal", "nbd"), Path("images"), Path("out.json"), 300)]
 
 
-@pytest.mark.parametrize("line", ["disk --seconds 0", "disk --repeat x", "disk --part tcp", "disk --json /"])
+@pytest.mark.parametrize(
+    "line", ["disk --seconds 0", "disk --repeat x", "disk --part tcp", "disk --json /", "disk --disk-mib 255"]
+)
 def test_what_is_out_of_range_is_refused(asked: list[DiskOptions], line: str) -> None:
     assert CliRunner().invoke(bench, line.split()).exit_code == 2
     assert asked == []
