@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from diskbuf.extents import Bytes
-from diskbuf.store import Allocation, Store
+from diskbuf.store import Allocation, Store, losses_of
 
 
 class BlockEdges:
@@ -33,6 +33,11 @@ class BlockEdges:
     @property
     def uri(self) -> str:
         return self._store.uri
+
+    @property
+    def losses(self) -> int:
+        """See `store.Losing`."""
+        return losses_of(self._store)
 
     def read(self, offset: int, target: memoryview) -> None:
         start, end = self._around(offset, len(target))

@@ -88,7 +88,7 @@ class DiskBuffer:
             rose=partial(self._in_engine, self._tell),
             began=partial(self._in_engine, self._tell_output),
         )
-        self._reading = Reading(self._gate, store, in_memory=self._in_memory)
+        self._reading = Reading(self._gate, store, journal, in_memory=self._in_memory)
         self._pressure_callbacks: list[Callable[[Pressure], None]] = []
         self._output_callbacks: list[Callable[[int], None]] = []
         self._engine: trio.lowlevel.TrioToken | None = None
@@ -262,14 +262,14 @@ class DiskBuffer:
         """Make a range read as zeros; deallocate it if `punch_hole`, else keep it allocated."""
         self.change(Extent(offset, length, Kind.HOLE if punch_hole else Kind.ZERO))
 
-    @property
-    def sync_waits(self) -> bool:
-        """Whether `sync` has something to wait for. In `holding` the epoch's acknowledgement takes the place
-        of stable storage: nobody sees the answer before it (P1)."""
-        return self._gate.state is State.OPEN and not self._in_memory
+    def sync_waits(self, listener: Listener) -> bool:
+        """Whether `sync` has something to wait for, or to tell. In `holding` the epoch's acknowledgement is
+        in the place of stable storage: nobody sees the answer before it (P1)."""
+        in_store = self._gate.state is State.OPEN and not self._in_memory
+        return in_store or self.passing.has_news(listener)
 
     def note_flush(self) -> None:
-        """A client's flush is answered without `sync`, for `sync_waits` is false."""
+        """A client's flush is answered without `sync`, for `sync_waits` said no."""
         self._gate.note_flush()
 
     def sync(self, listener: Listener | None = None) -> None:
@@ -296,7 +296,8 @@ class DiskBuffer:
         """A chunk of the store, held changes left out; the disk's last one may be short."""
         offset, length = self._chunks.range(index)
         target = bytearray(length)
-        await self._in_thread(self._store.read, offset, memoryview(target))
+        read = partial(self._store.read, offset, memoryview(target))
+        await self._in_thread(self._reading.from_store, read)
         return target
 
     async def write_chunk(self, index: int, data: Bytes) -> None:
@@ -433,6 +434,6 @@ class DiskBuffer:
         digests = []
         for index in range(first, first + count):
             offset, length = self._chunks.range(index)
-            self._store.read(offset, chunk[:length])
+            self._reading.from_store(partial(self._store.read, offset, chunk[:length]))
             digests.append(blake2b(chunk[:length], digest_size=DIGEST_BYTES).digest())
         return b"".join(digests)

@@ -338,7 +338,7 @@ class Connection:
                 self._reply_data(request, data)
         elif command in _CHANGING:
             self._answer_zeroing(request)
-        elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits):
+        elif command == _CACHE or (command == _FLUSH and not self._buffer.sync_waits(self._listener)):
             if command == _FLUSH:
                 self._buffer.note_flush()
             self._reply([encode_reply(request.cookie)])
@@ -415,16 +415,14 @@ class Connection:
         if self._stopped:
             return
         try:
-            parts = self._work_on(request, change)
-            failed = False
+            parts, failure = self._work_on(request, change), None
         except DiskbufError as error:
-            parts = self._answers.refusal(request, error)
-            failed = True
+            parts, failure = self._answers.refusal(request, error), error
         if parts:
             with self._sending:
                 self._endpoint.send_all(parts)
-        if failed:
-            self._buffer.passing.told(self._listener)
+        if failure is not None:
+            self._buffer.passing.told(failure)
 
     def _work_on(self, request: Request, change: Extent | None) -> list[Bytes]:
         """The reply; none if the client has gone before its change has happened."""

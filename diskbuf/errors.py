@@ -91,6 +91,9 @@ class StoreUriError(DiskbufError):
 class StoreError(DiskbufError):
     """Base of the store's failures; never raised itself. Nobody's call was wrong; what was held is held."""
 
+    failed_flushes = 0
+    """Of how many failed flushes of an export it tells its client, which is told once (see `passing`)."""
+
 
 class StoreOpenError(StoreError):
     """The store can't be opened: it is missing, of the wrong kind, empty, or not permitted."""

@@ -60,7 +60,7 @@ from diskbuf.recovery import (
     never,
     read_superblock,
 )
-from diskbuf.store import Store, apply_extents
+from diskbuf.store import Store, apply_extents, losses_of
 
 RETIRE_AFTER_S = 5.0
 """How long a record waits at most to be retired: what a recovery repeats is then a few seconds of writes."""
@@ -128,6 +128,7 @@ class Journal:
         self._passed_through = True  # others may have written to the store since the last record
         self._lost: StoreError | None = None  # what others wrote was lost
         self._applied_in_doubt = False  # a store sync failed: what was applied may not be there
+        self.losses_mended = losses_of(store)  # what the store lost before so many was written again
         self._wake = threading.Event()
         self._closing = False
         self._retirer: threading.Thread | None = None
@@ -241,6 +242,19 @@ class Journal:
                     self._applied.popleft()
                 self._retirements += 1
 
+    def mend(self) -> None:
+        """Write again what a store has lost of the epochs that were applied, before anybody reads older bytes
+        in their place. It isn't durable by that, and the next sync is still told of the loss.
+
+        Raises `StoreError`, `JournalFormatError`.
+        """
+        with self._retiring:
+            losses = losses_of(self._store)
+            if losses != self.losses_mended:
+                with self._applying:
+                    self._apply_again()
+                self.losses_mended = losses
+
     def quiesce(self) -> None:
         """Apply and retire everything, after which others may write to the store until the next epoch.
 
@@ -324,8 +338,8 @@ class Journal:
                 self._lost = error
         if self._lost is not None:
             raise StoreIOError(
-                f"what was written to store {self._store.uri} before its journal began is lost: {self._lost};"
-                " restore it from the other side, and restart"
+                f"what was written to store {self._store.uri} before its journal began may be lost:"
+                f" {self._lost}; restart, and if anything was written, restore it from the other side"
             ) from self._lost
         self._passed_through = False
 

@@ -97,6 +97,7 @@ class NbdStore:
         self._written = 0
         self._synced = 0
         self._lost_writes = False
+        self._losses = 0
         try:
             self._connection = NbdConnection(uri)
         except ConnectError as error:
@@ -133,6 +134,11 @@ class NbdStore:
     @property
     def uri(self) -> str:
         return self._uri
+
+    @property
+    def losses(self) -> int:
+        """See `store.Losing`."""
+        return self._losses
 
     def read(self, offset: int, target: memoryview) -> None:
         def issues(_connection: NbdConnection) -> Iterator[Issue]:
@@ -279,7 +285,9 @@ class NbdStore:
             connection.close()
             raise changed
         with self._state:
-            self._lost_writes |= self._written != self._synced
+            if self._written != self._synced:
+                self._lost_writes = True
+                self._losses += 1
         self._connection = connection
         _log.warning("store %s: connected again", self._uri)
         return ""

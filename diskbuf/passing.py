@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from diskbuf.chunks import Chunks
-from diskbuf.errors import StoreError
+from diskbuf.errors import DiskbufError, StoreError
 from diskbuf.extents import Extent, Kind
 from diskbuf.gate import Gate
 from diskbuf.store import InPlace, Store, write_in_order
@@ -56,10 +56,16 @@ class Passing:
         with self._counting:
             return Listener(self._told)
 
-    def told(self, listener: Listener) -> None:
-        """What `sync` raised for this client has been sent to it."""
-        with self._counting:
-            self._told = max(self._told, listener.heard)
+    def told(self, failure: DiskbufError) -> None:
+        """An error has been sent to the client that it was raised for. Of the failed flushes that it tells
+        of, nobody is told who comes anew."""
+        if isinstance(failure, StoreError):
+            with self._counting:
+                self._told = max(self._told, failure.failed_flushes)
+
+    def has_news(self, listener: Listener) -> bool:
+        """Whether a flush failed of which this client hasn't heard: its next one, at the latest, says so."""
+        return listener.heard != self._failures
 
     def sync(self, listener: Listener | None = None) -> bool:
         """Have what has passed on stable storage; False if nothing passes now. Raises `StoreError`.
@@ -68,6 +74,7 @@ class Passing:
         that failed: all were promised that a flush covers what anybody was answered (CAN_MULTI_CONN).
         """
         if not self._gate.try_pass():
+            self._tell(listener)
             return False
         try:
             with self._syncing:
@@ -85,13 +92,19 @@ class Passing:
                 self._failure = error
             if listener is None:
                 raise
+        self._tell(listener)
+
+    def _tell(self, listener: Listener | None) -> None:
+        """Raise the last failure, if this listener hasn't heard of it."""
         with self._counting:
             if listener is None or listener.heard == self._failures:
                 return
             listener.heard = self._failures
             failure = self._failure
-        assert failure is not None
-        raise copy(failure) from failure  # which others raise, too, in threads of their own
+            assert failure is not None
+            raised = copy(failure)  # which others raise, too, in threads of their own
+            raised.failed_flushes = self._failures
+        raise raised from failure
 
     def begin(self, offset: int, length: int) -> Extent | None:
         """A change whose bytes may be received to where they belong, the store itself; then `end` it soon,

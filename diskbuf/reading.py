@@ -8,18 +8,25 @@ Why reads never go back in time, though the store is read without a lock while e
 - So each byte is as new as when the read began, or newer; newer only by a change that was asked for before
   the read was answered, and which of two such requests comes first is nobody's right to know. It may see
   one part of a change and not another, as on any disk.
+- A store in another process may lose what its journal has applied, and has older bytes then. It counts its
+  losses: a read that finds that there was one has the journal mend it, and reads again.
 - A reply by view may show yet newer changes when it is sent. The read isn't answered until then, so nothing
   is different.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 from diskbuf.extents import Bytes, Extent, Kind
 from diskbuf.gate import Gate
+from diskbuf.journal import Journal
 from diskbuf.overlay import ReadPlan
-from diskbuf.store import Allocation, Store
+from diskbuf.store import Allocation, Losing, Store, losses_of
+
+_T = TypeVar("_T")
 
 _INLINE_READ_BYTES_MAX = 256 << 10
 """The longest read from the page cache that doesn't get a thread: copying it takes about as long as that."""
@@ -28,10 +35,20 @@ _INLINE_READ_BYTES_MAX = 256 << 10
 class Reading:
     """Reads of one disk. Every method may be called from any thread."""
 
-    def __init__(self, gate: Gate, store: Store, *, in_memory: bool) -> None:
+    def __init__(self, gate: Gate, store: Store, journal: Journal | None, *, in_memory: bool) -> None:
         self._gate = gate
         self._store = store
+        self._journal = journal if isinstance(store, Losing) else None
         self._in_memory = in_memory
+
+    def from_store(self, read: Callable[[], _T]) -> _T:
+        """What `read` finds in the store, as new as the journal has applied. Raises `StoreError`."""
+        while True:
+            mended = 0 if self._journal is None else self._journal.losses_mended
+            found = read()
+            if self._journal is None or losses_of(self._store) == mended:
+                return found
+            self._journal.mend()
 
     def try_read(self, offset: int, length: int, *, holes: bool = False) -> Bytes | None:
         """See `DiskBuffer.try_read`."""
@@ -78,7 +95,7 @@ class Reading:
 
     def _allocation_of_store(self, offset: int, length: int) -> Iterator[Allocation]:
         while length:
-            for part in self._store.allocation(offset, length):
+            for part in self.from_store(partial(self._store.allocation, offset, length)):
                 yield part
                 offset += part.length
                 length -= part.length
@@ -94,6 +111,6 @@ class Reading:
     def _compose(self, plan: ReadPlan) -> memoryview:
         target = memoryview(bytearray(plan.length))
         if plan.gaps:
-            self._store.read(*plan.span(target))
+            self.from_store(partial(self._store.read, *plan.span(target)))
         plan.compose(target)
         return target

@@ -107,6 +107,22 @@ class InPlace(Protocol):
         """Bytes were written to views of the range."""
 
 
+@runtime_checkable
+class Losing(Protocol):
+    """What a store can do besides, if its bytes are in another process, whose end it survives."""
+
+    @property
+    def losses(self) -> int:
+        """How often that may have lost what was written since the last `sync`: since then, older bytes may
+        have been read. It grows before the first read of them."""
+        ...
+
+
+def losses_of(store: Store) -> int:
+    """Of any store; always 0 of those that lose nothing before they are closed."""
+    return store.losses if isinstance(store, Losing) else 0
+
+
 def apply_extents(store: Store, extents: Sequence[Extent], stopped: Callable[[], bool]) -> bool:
     """Write ascending extents to the store, neighbours together. Repeating it changes nothing more.
 

@@ -53,7 +53,11 @@ async def open_disks(
         own = await trio.to_thread.run_sync(open_store, disk.store)
         stack.callback(own.close)
         journal = await _open_journal(stack, disk, own)
-        buffers.append(DiskBuffer(own, limit_bytes=limit_bytes, depth=depth, journal=journal))
+        # What has left the host is on stable storage: by the journal's sync, or one of the store.
+        synced = journal is None
+        buffers.append(
+            DiskBuffer(own, limit_bytes=limit_bytes, depth=depth, journal=journal, sync_releases=synced)
+        )
     return buffers, shared
 
 

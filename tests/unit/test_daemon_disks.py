@@ -87,6 +87,19 @@ async def test_a_shared_disk_has_one_owner(tmp_path: Path, image: Path, stack: E
     await opened(stack, shared)
 
 
+async def test_a_released_epoch_is_on_stable_storage_also_without_a_journal(
+    tmp_path: Path, image: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs: list[bytes] = []
+    monkeypatch.setattr(FileStore, "sync", lambda _store: syncs.append(image.read_bytes()[:3]))
+    buffer = await opened(stack, settings(tmp_path, store=str(image), journal=False))
+    buffer.hold(1)
+    buffer.write(0, b"one")
+    buffer.seal(1)
+    await buffer.release(1)
+    assert syncs == [b"one"]
+
+
 async def test_a_release_to_a_shared_disk_passes_its_steps_if_it_writes(
     tmp_path: Path, image: Path, stack: ExitStack
 ) -> None:

@@ -866,12 +866,27 @@ async def test_a_failed_flush_is_told_again_until_its_answer_was_sent(
     await buffer.open()
     store.failure = StoreIOError("broken by design")
     for _ in range(2):
-        client = buffer.passing.listener()
-        with pytest.raises(StoreIOError, match="by design"):
-            buffer.sync(client)
+        with pytest.raises(StoreIOError, match="by design") as raised:
+            buffer.sync(buffer.passing.listener())
         store.failure = None
-    buffer.passing.told(client)
+        buffer.passing.told(StoreIOError("of a read that failed, too, while that answer was on its way"))
+    buffer.passing.told(raised.value)
     buffer.sync(buffer.passing.listener())
+
+
+async def test_a_failed_flush_is_told_while_an_epoch_is_held(buffer: DiskBuffer, store: FakeStore) -> None:
+    await buffer.open()
+    client = buffer.passing.listener()
+    store.failure = StoreIOError("broken by design")
+    with pytest.raises(StoreIOError):
+        await buffer.flush()
+    store.failure = None
+    buffer.hold(1)
+    assert buffer.sync_waits(client)
+    with pytest.raises(StoreIOError, match="by design"):
+        buffer.sync(client)
+    assert not buffer.sync_waits(client)
+    buffer.sync(client)
 
 
 async def test_a_client_may_come_while_a_flush_takes_its_time(buffer: DiskBuffer, store: FakeStore) -> None:
@@ -882,7 +897,8 @@ async def test_a_client_may_come_while_a_flush_takes_its_time(buffer: DiskBuffer
         await entered(store)
         with trio.fail_after(WAIT_S):
             client = await trio.to_thread.run_sync(buffer.passing.listener)
-            await trio.to_thread.run_sync(buffer.passing.told, client)
+            await trio.to_thread.run_sync(buffer.passing.told, StoreIOError("another"))
+            await trio.to_thread.run_sync(buffer.passing.has_news, client)
         store.proceed()
 
 

@@ -721,6 +721,20 @@ async def test_a_long_write_that_was_received_while_an_epoch_began_is_of_that_ep
     await converse(talk, size_bytes=2 * length, in_memory=True)
 
 
+async def test_a_flush_that_failed_before_an_epoch_began_is_told_within_it() -> None:
+    async def talk(client: Client) -> None:
+        await client.buffer.open()
+        client.store.failure = StoreIOError("broken by design")
+        with pytest.raises(StoreIOError):
+            await client.buffer.flush()  # as somebody else's
+        client.store.failure = None
+        client.buffer.hold(2)
+        assert (await client.ask(header(Command.FLUSH)))[0] == NbdError.EIO
+        assert (await client.ask(header(Command.FLUSH)))[0] == 0
+
+    await converse(talk)
+
+
 async def test_a_client_that_dies_before_a_long_write_has_come_holds_up_no_release() -> None:
     length = SLAB_BYTES_MIN
     buffers: list[DiskBuffer] = []

@@ -24,7 +24,7 @@ from diskbuf.errors import (
     StoreReadOnlyError,
     StoreShortError,
 )
-from diskbuf.store import Store
+from diskbuf.store import Store, losses_of
 
 pytest.importorskip("nbd", reason="libnbd's Python binding (python3-libnbd) is not installed")
 
@@ -231,6 +231,7 @@ def test_what_a_lost_server_may_have_lost_is_told_once(serve: Serve, opened: Ope
     server.kill()
     server.start()
     store.sync()  # nothing was written since the last one
+    assert losses_of(store) == 0
 
     store.write(0, [b"vague"])
     server.kill()
@@ -239,6 +240,7 @@ def test_what_a_lost_server_may_have_lost_is_told_once(serve: Serve, opened: Ope
         StoreIOError, match="may have lost what was written since the last sync; write it again"
     ):
         store.sync()
+    assert losses_of(store) == 1
     store.write(0, [b"again"])
     store.sync()
 
