@@ -99,22 +99,24 @@ class Asker:
 
 @dataclass(slots=True)
 class Found:
-    """What came of it."""
+    """What came of it: how long each answer was waited for, and when those came that came in time."""
 
     began: float
     latencies_ms: list[float] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)
 
-    def note(self, asked_at: float, now: float, answers: int) -> None:
+    def note(self, asked_at: float, now: float, answers: int, *, in_time: bool) -> None:
         self.latencies_ms += [round((now - asked_at) * 1e3, 3)] * answers
-        self.at_s += [round(now - self.began, 3)] * answers
+        if in_time:
+            self.at_s += [round(now - self.began, 3)] * answers
 
 
 def ask(streams: list[socket.socket], kind: Kind, seconds: float, steps: Sequence[int] = ()) -> Found:
     """Keeps one request under way on each of `streams` for `seconds`; or on so many of them as each of the
     `steps` says, in as many equal parts of that time.
 
-    What is unanswered by then is waited for and not counted. Raises OSError, ValueError.
+    What is unanswered by then is waited for: it says how long that takes at the end, and counts as nothing
+    done. Raises OSError, ValueError.
     """
     numbers = count()
     with selectors.DefaultSelector() as selector:
@@ -145,8 +147,7 @@ def ask(streams: list[socket.socket], kind: Kind, seconds: float, steps: Sequenc
                 if not kind.is_whole(bytes(asker.answer)):
                     continue
                 now = time.monotonic()
-                if now < until:
-                    found.note(asker.asked_at, now, kind.answers)
+                found.note(asker.asked_at, now, kind.answers, in_time=now < until)
                 idle.append(asker)
                 under_way = begin(now)
     return found

@@ -24,7 +24,7 @@ from remuslike.bench.plan import TAKEOVER, Outlook, Visit, parameters_of, pendin
 from remuslike.bench.resultfile import ResultFile
 from remuslike.bench.results import Cell, Header, Load, Variant
 from remuslike.bench.runview import RunView
-from remuslike.bench.stage import Window
+from remuslike.bench.stage import LAST_SAMPLES_S, Window
 from remuslike.bench.synthetic import SyntheticGuests
 from remuslike.bench.takeover import Takeover, measure_takeover
 from remuslike.bench.workloads import workloads_of
@@ -44,7 +44,6 @@ TOOLS_OF_REAL_GUESTS = {
 }
 
 SETTLE_S = 1.0  # of a guest that has booted: what it does then is not the workload's
-LAST_SAMPLES_S = 0.6  # two polls of the observer: by then it has the window's last checkpoints
 _CELL_LIMIT_S = 300.0  # on top of the load: its own waits have limits, whose sum is far lower
 
 

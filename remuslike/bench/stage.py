@@ -43,6 +43,10 @@ class Window:
         return self.ended - self.began
 
 
+LAST_SAMPLES_S = 0.6
+"""Two polls of the observer: by then it has the last checkpoints of a window that has ended."""
+
+
 @dataclass(slots=True)
 class Stage:
     """A guest that runs under one setting. `processes` (name and id) are those whose costs count; tools run

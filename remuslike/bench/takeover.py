@@ -14,6 +14,7 @@ from remuslike.bench.errors import MeasurementError
 from remuslike.bench.hosts import Hosts
 from remuslike.bench.options import RunOptions
 from remuslike.bench.results import Load
+from remuslike.bench.stage import LAST_SAMPLES_S
 from remuslike.demo import messages
 from remuslike.demo.load import History, LoadClient, client_program, load_history
 from remuslike.demo.plan import GUEST_ADDRESS
@@ -60,6 +61,7 @@ async def measure_takeover(running: Hosts, options: RunOptions, seed: int) -> tu
             await client.wait_for("connected", "connecting to the guest's redis", _CONNECT_LIMIT_S)
             with running.stage.measured():
                 await trio.sleep(options.seconds)
+            await trio.sleep(LAST_SAMPLES_S)  # under load as before
             killed_at = kill(running)
             takeover = await taken_over(running, killed_at)
             await trio.sleep(AFTERWARDS_S)

@@ -9,7 +9,7 @@ import pytest
 
 from remuslike.bench.report import compare as comparator
 from remuslike.bench.report import summary
-from remuslike.bench.report.compare import Outcome, Verdict, compare
+from remuslike.bench.report.compare import Outcome, Verdict, by_chance, compare
 from remuslike.bench.report.intervals import Estimate
 from remuslike.bench.report.summary import Run
 from remuslike.bench.results import Cell, Header, Load, Results, Variant
@@ -199,6 +199,24 @@ def test_throughput_that_fell_to_nothing_is_worse(rounds: int) -> None:
     outcome = compare(short(a_run(0.8)), short(a_run(0)), 0.05, force=False)
     assert verdicts(outcome)["throughput"] is Verdict.WORSE
     assert outcome.worse
+
+
+def test_nothing_in_both_is_the_same() -> None:
+    assert compared(a_run(0), a_run(0))["throughput"] is Verdict.SAME
+
+
+def test_what_force_went_over_is_told() -> None:
+    b = changed(a_run(0.8), lambda cell: cell.model_copy(update={"forced": "commit: abc"}))
+    (said,) = compare(a_run(0.8), b, 0.05, force=False).forced
+    assert said.endswith("was gone on with by --force, in part with commit: abc")
+
+
+def test_how_many_figures_lie_apart_by_chance_is_told() -> None:
+    outcome = compare(a_run(0.8), a_run(0.8), 0.05, force=False)
+    ratios = sum(each.ratio is not None for each in outcome.comparisons)
+    assert ratios > 1
+    assert outcome.by_chance == pytest.approx(ratios * 0.05)
+    assert [by_chance(rounds) for rounds in (1, 2, 3)] == [0, 0, 0.1]
 
 
 def test_where_nothing_is_answered_any_more_latency_is_worse() -> None:

@@ -66,7 +66,7 @@ def test_every_answer_is_timed(streams: list[tuple[socket.socket, socket.socket]
             here.close()
         for thread in threads:
             thread.join()
-    assert len(found.latencies_ms) == len(found.at_s) >= len(streams)
+    assert len(found.latencies_ms) >= len(found.at_s) >= len(streams)
     assert all(latency >= 0 for latency in found.latencies_ms)
     assert found.at_s == sorted(found.at_s)
     assert found.at_s[-1] <= 0.05
@@ -87,8 +87,8 @@ def test_several_go_together_and_each_of_them_counts(
     finally:
         here.close()
         thread.join()
-    assert len(found.latencies_ms) == len(found.at_s) > 0
-    assert len(found.at_s) % 3 == 0
+    assert len(found.latencies_ms) >= len(found.at_s) > 0
+    assert [len(found.at_s) % 3, len(found.latencies_ms) % 3] == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["read", "write*many"])
@@ -106,7 +106,8 @@ def test_only_so_many_ask_as_a_step_says(streams: list[tuple[socket.socket, sock
     for _, there in streams[1:]:
         there.sendall(b"+OK\r\n")
     found = ask([here for here, _ in streams], KINDS["write"], seconds=1e-9, steps=(2,))
-    assert found.latencies_ms == [], "the time is over"
+    assert found.at_s == [], "the time is over"
+    assert len(found.latencies_ms) == 2, "but they were asked"
     assert [_has_data(there) for _, there in streams] == [False, True, True]
 
 

@@ -53,11 +53,12 @@ def test_every_workload_keeps_the_contract() -> None:
 
 
 async def test_redis_counts_answers_and_says_when_they_came() -> None:
-    report = {"latencies_ms": [1.0, 2.0, 3.0, 4.0], "at_s": [0.1, 0.2, 0.3, 1.9]}
+    report = {"latencies_ms": [1.0, 2.0, 3.0, 4.0, 900.0], "at_s": [0.1, 0.2, 0.3, 1.9]}
     stage = FakeStage({"appendfsync everysec": "OK\n"}, {"remuslike.bench.requests": json.dumps(report)})
     load = await measured("redis", stage, clients=16)
     assert load.rate == 2.0
-    assert load.latencies_ms == (1.0, 2.0, 3.0, 4.0)
+    assert load.latencies_ms == (1.0, 2.0, 3.0, 4.0, 900.0)
+    assert load.details == {"late": 1}
     assert load.series[:2] == ((0.0, 8.0), (0.25, 4.0))
     assert len(load.series) == 8
     assert stage.said[-1].endswith("10.77.0.2 6379 16 2 write")

@@ -63,6 +63,8 @@ def compare_files(
 def _say(outcome: Outcome, threshold: float, console: Console, *, every: bool) -> None:
     for line in outcome.differences:
         console.print(f"[yellow]The runs differ in {escape(line)}[/]")
+    for line in outcome.forced:
+        console.print(f"[yellow]{escape(line)}[/]")
     if outcome.withheld:
         said = f"{outcome.withheld} absolute figures of different machines are not compared; --force does it"
         console.print(f"[yellow]{said}[/]")
@@ -84,7 +86,13 @@ def _say(outcome: Outcome, threshold: float, console: Console, *, every: bool) -
     console.print(
         ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         + f" (beyond {threshold:.1%}; {LEVEL:.0%} intervals, bootstrap seed {SEED};"
-        f" unclear: the interval includes 1, or there are fewer than {ROUNDS_MIN} rounds)",
+        " of three rounds their ranges; unclear: the interval includes 1, or there are fewer than"
+        f" {ROUNDS_MIN} rounds)",
+        highlight=False,
+    )
+    console.print(
+        f"Of {len(outcome.comparisons)} figures {outcome.by_chance:.1f} lie apart by chance alone, not all of"
+        " them beyond the threshold: measure more rounds, or name a --figure.",
         highlight=False,
     )
 

@@ -10,14 +10,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from remuslike.bench.report.intervals import Estimate, estimate_quotient
+from remuslike.bench.report.intervals import LEVEL, Estimate, estimate_quotient
 from remuslike.bench.report.measures import LOST, THROUGHPUT, Better, Measure, latency_name
-from remuslike.bench.report.summary import Figure, Run, Summary, differences, same_machine
+from remuslike.bench.report.summary import Figure, Run, Summary, differences, forced, same_machine
 from remuslike.bench.results import UNPROTECTED, Variant
 
 ROUNDS_MIN = 3
-"""Fewer say nothing. With three a side, unchanged values lie apart by chance in one figure out of ten; with
-five, in one out of a hundred."""
+"""Fewer say nothing, and three not much: see `by_chance`."""
 
 
 class Verdict(StrEnum):
@@ -49,7 +48,8 @@ class Outcome:
     `faltering`: that failed in some of B's rounds, in none of A's. `missing`: figures that A has and B lacks,
     of variants that both measured; `silent`: those of them that tell that nothing was done.
     `unmatched`: those that only one of the two has. `withheld`: absolute figures of different machines that
-    were not compared."""
+    were not compared. `by_chance`: how many of the comparisons to expect beyond their interval if nothing has
+    changed. `forced`: what cells of the files were measured with, and not all of them were."""
 
     comparisons: tuple[Comparison, ...]
     broken: tuple[Variant, ...]
@@ -59,6 +59,8 @@ class Outcome:
     unmatched: tuple[Variant, ...]
     differences: tuple[str, ...]
     withheld: int
+    by_chance: float
+    forced: tuple[str, ...]
 
     @property
     def worse(self) -> bool:
@@ -97,7 +99,21 @@ def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[s
         ),
         differences=tuple(differences([a, b])),
         withheld=len(matched) - len(allowed),
+        by_chance=sum(by_chance(each.ratio.count) for each in comparisons if each.ratio is not None),
+        forced=tuple(forced([a, b])),
     )
+
+
+def by_chance(rounds: int) -> float:
+    """How often the interval of a ratio of two times so many values of the same thing excludes 1.
+
+    Of three, when their ranges lie apart, as in 2 of the 20 orders in which they can come; of more, by the
+    level at most. No correction is made for it (of three rounds, Holm's or Bonferroni's would call nothing
+    worse, whatever it was): it is told, and who looks for one thing names that figure.
+    """
+    if rounds < ROUNDS_MIN:
+        return 0.0
+    return 0.1 if rounds == ROUNDS_MIN else 1 - LEVEL
 
 
 def _tells(figure: Figure, only: Collection[str]) -> bool:
@@ -118,6 +134,8 @@ def _compared(a: Figure, b: Figure, threshold: float) -> Comparison:
         return _compared_losses(a, b)
     value_a = (a.ratio if relative and a.ratio else a.value).median
     value_b = (b.ratio if relative and b.ratio else b.value).median
+    if value_a == value_b == 0:
+        return Comparison(a.variant, a.measure, relative, 0, 0, None, Verdict.SAME)
     # Of what more is wanted of, nothing is no measuring error, however few the rounds.
     stopped = a.measure.better == "more" and value_a > 0 and value_b == 0
     ratio = estimate_quotient(of_b, of_a) if value_a > 0 and (value_b > 0 or stopped) else None

@@ -202,6 +202,12 @@ def software_of(results: Results) -> dict[str, str]:
     return {name: str(values.get(name) or "?") for name in _SOFTWARE}
 
 
+def forced(runs: Sequence[Run]) -> list[str]:
+    """What `--force` went over, run by run."""
+    said = {(run.name, cell.forced): None for run in runs for cell in run.results.cells if cell.forced}
+    return [f"{name} was gone on with by --force, in part with {what}" for name, what in said]
+
+
 def differences(runs: Sequence[Run]) -> list[str]:
     """A line for each thing in which the environments of the runs, or what they were asked for, differ."""
     lines = []

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from remuslike.bench.report.intervals import LEVEL, SEED, Estimate
 from remuslike.bench.report.measures import LATENCY_MULTIPLE, LOST
-from remuslike.bench.report.summary import Figure, Place, Summary, differences, machine_of, software_of
+from remuslike.bench.report.summary import (
+    Figure,
+    Place,
+    Summary,
+    differences,
+    forced,
+    machine_of,
+    software_of,
+)
 from remuslike.bench.results import Variant
 
 NOTHING = "–"
@@ -135,10 +143,7 @@ def environment_table(summary: Summary) -> Table:
 def warnings(summary: Summary) -> list[str]:
     """What a reader must know before he believes a figure."""
     lines = [f"The runs differ in {line}" for line in differences(summary.runs)]
-    forced = {
-        (run.name, cell.forced): None for run in summary.runs for cell in run.results.cells if cell.forced
-    }
-    lines += [f"{name} was gone on with by --force, in part with {said}" for name, said in forced]
+    lines += forced(summary.runs)
     if any(run.results.header.environment.get("emulated") for run in summary.runs):
         lines.append("The processor was emulated: times mean nothing by themselves, ratios do.")
     if summary.failed:

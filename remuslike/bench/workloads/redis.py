@@ -59,9 +59,10 @@ class Redis:
             raise MeasurementError(f"the clients' report can't be understood: {printed[-200:]!r}") from error
         return Load(
             unit=self.unit,
-            rate=len(latencies_ms) / seconds,
+            rate=len(at_s) / seconds,
             latencies_ms=latencies_ms,
             series=series_of(at_s, seconds),
+            details={"late": len(latencies_ms) - len(at_s)},
         )
 
 
