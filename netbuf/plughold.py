@@ -42,15 +42,15 @@ from netbuf.turn import Turn
 _QUICK_LOOKS = 3
 _LOOK_S = 0.001
 
-# So long nothing moves, although nothing is left on its way: the rest of the epoch came after its seal. That
-# is rare, for the guest is paused at a seal; softirqs that are late by a few milliseconds are not.
+# So long nothing moves, although nothing is left on its way: the rest of the epoch came after its seal, which
+# is rare, for the guest is paused then. Softirqs that are late by a few milliseconds are not.
 _STILL_LOOKS = 20
 
-# A softirq that is starved for so long means that the machine is lost anyway.
-_LOOKS_MAX = 10_000
+_LOOKS_MAX = 10_000  # a softirq that is starved for so long means that the machine is lost anyway
 
-# Opening to holding, with the guest paused: what it sent before is on its way through two softirqs.
-_PLUG_ROUNDS_MAX = 50
+# Opening to holding, with the guest paused: what it sent before is on its way through two softirqs. Half a
+# second of them costs a session at most; to give up sooner would cost the guest.
+_PLUG_ROUNDS_MAX = 1_000
 _PLUG_ROUND_S = 0.000_5
 
 _log = structlog.get_logger(__name__)
@@ -217,6 +217,8 @@ class PlugHold:
                 await self._until_left(lambda: self._ledger.held_items)
                 opened = True
             finally:
+                if not opened:
+                    self._cut()  # the plug may let pass what comes
                 self._ledger.end_open(opened=opened)
                 self._wake()
             self._copies.ignore()

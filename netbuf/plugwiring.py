@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Protocol
 
 import structlog
 
-from netbuf.errors import KernelRefusedError, NetbufError
+from netbuf.errors import HoldBrokenError, KernelRefusedError, NameClashError, NetbufError
 from netbuf.framecopies import Copies
 from netbuf.gate import Gate, make_gate
 from netbuf.leftovers import HOLD_SUFFIX, HoldLock, clear
@@ -30,6 +31,8 @@ from netbuf.redirect import Hook, Network, Undelivered
 from netbuf.tap import OUTLET_SUFFIX, Guest, Tap
 
 _log = structlog.get_logger(__name__)
+
+_REDIRECT_EVERY_S = 1.0
 
 _SOURCE = slice(6, 12)  # of an Ethernet header
 
@@ -52,7 +55,8 @@ class Plumbing(Protocol):
         ...
 
     def check_guest(self) -> None:
-        """Raise `InterfaceVanishedError` if the guest tap is gone."""
+        """Raise `InterfaceVanishedError` if the guest tap is gone, `HoldBrokenError` if its frames don't all
+        go to the queue any more."""
         ...
 
     def cut(self) -> None:
@@ -107,7 +111,9 @@ class PlugWiring:
             self._gate = make_gate(self._network, guest.name, None, notices=True)
             undo.callback(self._gate.close)
             self._guest_index = self._network.index(guest.name)
-            self._queue = PlugQueue(self._hold, self._network.index(self._hold))
+            self._hold_index = self._network.index(self._hold)
+            self._redirect_due = 0.0
+            self._queue = PlugQueue(self._hold, self._hold_index)
             undo.callback(self._queue.close)
             self._lan_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             undo.callback(self._lan_socket.close)
@@ -136,8 +142,20 @@ class PlugWiring:
             self._joined = True
 
     def check_guest(self) -> None:
-        """Raise `InterfaceVanishedError` if the guest tap is gone."""
+        """The redirect is looked for once a second, which takes about 0.4 ms."""
         self._queue.check(self._guest, self._guest_index)
+        if (now := time.monotonic()) < self._redirect_due:
+            return
+        self._redirect_due = now + _REDIRECT_EVERY_S
+        try:
+            whole = self._network.redirects(self._guest_index) == [self._hold_index]
+        except NameClashError:
+            whole = False  # there are others beside it
+        if not whole:
+            raise HoldBrokenError(
+                f"{self._guest} isn't redirected to {self._hold} alone any more, so that frames may have left"
+                " unheld: somebody has changed its filters (clsact); leave them to the hold, and start again"
+            )
 
     def cut(self) -> None:
         """Some 20 ms: the kernel waits for its readers before it forgets an interface."""

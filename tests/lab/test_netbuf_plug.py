@@ -82,6 +82,19 @@ def test_a_plug_that_somebody_changes_is_cut(act: str) -> None:
     scenario()
 
 
+@namespaced(backend=Backend.PLUG)
+async def test_a_redirect_that_somebody_deletes_cuts_the_guest_off(lab: Lab) -> None:
+    hold = lab.make_hold()
+    hold.hold(1)
+    with IPRoute() as netlink:
+        netlink.tc("del", "clsact", index=netlink.link_lookup(ifname="rl0g")[0])
+    with pytest.raises(HoldBrokenError, match="somebody has changed its filters"):
+        await hold.run()
+    lab.on_lan()
+    lab.emit(*numbered(9, 3))
+    assert lab.on_lan() == []
+
+
 # --- leftovers ----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fakes.wiring import FakeGate
 
-from netbuf.errors import HoldBrokenError, InterfaceVanishedError
+from netbuf.errors import HoldBrokenError, InterfaceVanishedError, KernelRefusedError
 from netbuf.plugwire import PassageReading, QueueReading
 from netbuf.redirect import Undelivered
 from netbuf.tap import VNET_HEADER_BYTES
@@ -63,6 +63,7 @@ class FakePlug:
         self.closed = False
         self.guest_is_gone = False
         self.broken = False
+        self.refuses: list[str] = []  # what is asked one after the other, and at the last there is no memory
         self.during_buffer: list[bytes] = []  # come after the kernel's count and before its echo
         self._waiting: deque[bytes] = deque()
         self._out: list[bytes] = []
@@ -150,6 +151,8 @@ class FakePlug:
         if self.broken:
             raise HoldBrokenError("the hold 'rl0i' has no plug of ours any more; find out who changes it")
         self.asked.append(what)
+        if what in self.refuses[:1] and self.refuses.pop(0) and not self.refuses:
+            raise KernelRefusedError(f"{what}: the kernel refused; see its log")
 
     def _reading(self) -> QueueReading:
         return QueueReading(len(self._waiting), sum(map(len, self._waiting)), self._refused_items)

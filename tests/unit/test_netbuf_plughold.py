@@ -16,6 +16,7 @@ from netbuf.errors import (
     HoldBrokenError,
     HoldError,
     InterfaceVanishedError,
+    KernelRefusedError,
     LimitError,
     ReleaseError,
     SealError,
@@ -98,6 +99,23 @@ async def test_what_waited_while_closed_is_of_the_first_epoch() -> None:
     assert plug.received() == []
     await hold.release(1)
     assert plug.received() == numbered(0, 3)
+
+
+@pytest.mark.parametrize("behind", [[], ["passage"], ["passage", "waiting"]])
+async def test_an_opening_that_the_kernel_refuses_half_way_lets_nothing_pass(behind: list[str]) -> None:
+    """The plug may be open by then, while the ledger says that it holds."""
+    plug = FakePlug(burst=1)
+    hold = make(plug)
+    hold.hold(1)
+    plug.send(*numbered(0, 3))
+    hold.prepare()
+    plug.refuses = ["release all", *behind]
+    with pytest.raises(KernelRefusedError):
+        await hold.open()
+    plug.received()
+    plug.send(*numbered(3, 2))
+    assert plug.received() == []
+    assert hold.statistics().state is HoldState.DISCARDED
 
 
 async def test_what_was_sent_while_open_leaves_before_holding_begins() -> None:
