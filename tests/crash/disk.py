@@ -39,12 +39,17 @@ class Operation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing done to a file."""
+    """One thing done to a file. A sync covers what was written before the place in the log at which it began:
+    its `offset`."""
 
     file: str
     operation: Operation
     offset: int = 0
     data: bytes = b""
+
+
+def nothing() -> None:
+    pass
 
 
 class Disk:
@@ -57,11 +62,13 @@ class Disk:
         self.on_journal_write: Callable[[int, bytes], None] = lambda offset, data: None
         self.failing_syncs: dict[str, int] = {}  # how many syncs of a file succeed before one fails
         self.failing_writes: set[str] = set()
+        self.beside: Callable[[], None] = nothing  # what another thread does amid the store's next operation
         self.kill_in: int | None = None  # operations until the process is killed
         self.kill_in_syncs: int | None = None  # syncs of the journal until it is killed before one
         self._random = random
 
     def write(self, file: str, offset: int, data: bytes) -> None:
+        self._let_others(file)
         killed = self._is_killed()
         if killed or file in self.failing_writes:
             data = data[: self._random.randrange(len(data) + 1)]
@@ -84,7 +91,9 @@ class Disk:
         if left == 0:
             self.log.append(Entry(file, Operation.FAILED_SYNC))
             raise StoreIOError(f"{file}: sync failed by design")
-        self.log.append(Entry(file, Operation.SYNC))
+        began = len(self.log)
+        self._let_others(file)
+        self.log.append(Entry(file, Operation.SYNC, began))
 
     def forget_cached(self, file: str) -> None:
         """From now on what is on the disk is seen: of writes whose sync failed, anything."""
@@ -97,6 +106,11 @@ class Disk:
         image = history.image(file, lambda _, entry: torn(entry, self._random))
         self.images[file][:] = image
         self.log.append(Entry(file, Operation.FOUND, 0, image))
+
+    def _let_others(self, file: str) -> None:
+        if file == STORE:
+            happens, self.beside = self.beside, nothing
+            happens()
 
     def _is_killed(self) -> bool:
         if self.kill_in is None:
@@ -194,7 +208,7 @@ class History:
             self._changes[file] = []
             self._unsynced[file] = set()
         else:
-            self._sync(file)
+            self._sync(file, entry.offset)
 
     def uncertain(self, file: str) -> list[tuple[int, Entry]]:
         """The writes that may be there or not, with their places in the log."""
@@ -211,8 +225,9 @@ class History:
             put(image, entry, whole(entry) if certain else choose(index, entry))
         return bytes(image)
 
-    def _sync(self, file: str) -> None:
-        unsynced, self._unsynced[file] = self._unsynced[file], set()
+    def _sync(self, file: str, began: int) -> None:
+        unsynced = {index for index in self._unsynced[file] if index < began}
+        self._unsynced[file] -= unsynced
         changes = [
             (index, entry, certain or index in unsynced) for index, entry, certain in self._changes[file]
         ]

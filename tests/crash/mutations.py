@@ -134,6 +134,18 @@ class RetiresUnsynced(Journal):
         """Hope."""
 
 
+class RetiresWhatCameMeanwhile(Journal):
+    """Gives up the records of all that is applied when the sync is done."""
+
+    def retire(self) -> None:
+        with self._retiring:
+            if self._applied:
+                self._sync_applied()
+                last = self._applied[-1]
+                self._ring.retire(last.end, last.sequence + 1)
+                self._applied.clear()
+
+
 class SyncsAgain(Journal):
     """Asks a store whose sync failed to sync once more, and believes it."""
 
@@ -209,6 +221,7 @@ MUTATIONS: dict[str, type[Journal]] = {
     "believes the cache": _with_recovery(BelievesTheCache),
     "recovers without sync": _with_recovery(RecoversWithoutSync),
     "retires unsynced": RetiresUnsynced,
+    "retires what came meanwhile": RetiresWhatCameMeanwhile,
     "syncs again": SyncsAgain,
     "forgets who wrote": ForgetsWhoWrote,
     "quiesces in part": QuiescesInPart,

@@ -33,6 +33,7 @@ def test_the_seeds_try_everything_that_can_happen_to_a_journal(outcomes: list[Ou
     expected = {
         "committed", "logged", "retired", "quiesced", "passed through", "killed", "recovered", "grown",
         "failed to log", "failed to apply", "failed to retire", "repeated",
+        "retired amid writes", "committed amid a sync",
     }  # fmt: skip
     assert {name for name in expected if performed[name] < 5} == set()
 

@@ -14,10 +14,10 @@ from random import Random
 from diskbuf.errors import JournalFullError, StoreError
 from diskbuf.extents import Extent, ExtentMap, Kind
 from diskbuf.journal import Journal
-from diskbuf.journalformat import HEADER_BYTES, RING_OFFSET, RecordHeader
+from diskbuf.journalformat import BLOCK_BYTES, HEADER_BYTES, RING_OFFSET, RecordHeader
 from diskbuf.journalformat import decode_record_header_untrusted as decode_header
 
-from .disk import JOURNAL, STORE, Disk, Killed, RecordedJournal, RecordedStore
+from .disk import JOURNAL, STORE, Disk, Killed, RecordedJournal, RecordedStore, nothing
 from .oracle import Boundary, Change, Knowledge
 
 STORE_BYTES = 24 << 10
@@ -73,6 +73,7 @@ class Life:
                 self.performed["killed"] += 1
             self.disk.failing_syncs.clear()
             self.disk.failing_writes.clear()
+            self.disk.beside = nothing
 
     def _run(self) -> None:
         """One process: recover, then do things."""
@@ -90,11 +91,14 @@ class Life:
         ]
         for _ in range(self._random.randrange(1, STEPS_MAX)):
             self._random.choice(steps)(journal)
+            self.disk.beside = nothing
 
     def _commit(self, journal: Journal) -> None:
         large = self._random.random() < 0.1
         epoch, changes, extents = self._new_epoch(large=large)
         self._break_something()
+        if self._random.random() < 0.2:
+            self.disk.beside = lambda: self._retire_beside(journal)
         if large and self._random.random() < 0.5:
             # To grow takes several syncs of the journal: let any of them fail.
             self.disk.failing_syncs[JOURNAL] = self._random.randrange(3)
@@ -164,12 +168,29 @@ class Life:
             self.disk.failing_syncs[STORE] = 0
         elif chance < 0.6:
             self.disk.failing_syncs[JOURNAL] = 0
+        else:
+            self.disk.beside = lambda: self._commit_beside(journal)
         try:
             journal.retire()
             self.performed["retired"] += 1
         except StoreError:
             # As if it were done in the background: the next step has to cope.
             self.performed["failed to retire"] += 1
+
+    def _retire_beside(self, journal: Journal) -> None:
+        """The retirer's thread does it amid an epoch's writes, or finds itself too late."""
+        if not (journal._retiring.locked() or journal._applied_in_doubt):
+            journal.retire()
+            self.performed["retired amid writes"] += 1
+
+    def _commit_beside(self, journal: Journal) -> None:
+        """Amid the retirer's sync, an epoch that it doesn't cover. It has room, or it would wait for it."""
+        now = journal.statistics()
+        if journal._applying.locked() or now.capacity_bytes - now.used_bytes < 2 * BLOCK_BYTES:
+            return
+        epoch, changes, extents = self._new_epoch(alike=True)
+        self._step(journal, [(epoch, changes)], lambda: journal.commit(epoch, extents, lambda: False))
+        self.performed["committed amid a sync"] += 1
 
     def _quiesce(self, journal: Journal) -> None:
         self._break_something()

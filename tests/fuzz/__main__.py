@@ -6,13 +6,19 @@ import argparse
 import logging
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from .served import Served
+from tests.fakes.certificate import make_certificate
+
+from .served import Served, contexts
 from .targets import PURE, SERVED, against, pure, run
 
 _EXAMPLES = 200
 """Examples of one seed: some seconds at most, so that a failure is soon found again."""
+
+_TLS_EVERY = 4
 
 
 def main() -> int:
@@ -41,9 +47,14 @@ def main() -> int:
 
 
 def _fuzz(name: str, seed: int) -> None:
-    """One seed's examples of a target, with a server of their own if they need one."""
-    with Served() if name in SERVED else nullcontext() as served:
-        targets = pure() if served is None else against(served)
+    """One seed's examples of a target, with a server of their own if they need one; of every fourth seed's it
+    is one over TLS."""
+    with ExitStack() as stack:
+        targets = pure()
+        if name in SERVED:
+            directory = stack.enter_context(TemporaryDirectory(prefix="fuzz-"))
+            tls = None if seed % _TLS_EVERY else contexts(*make_certificate(Path(directory)))
+            targets = against(stack.enter_context(Served(tls)))
         run(targets[name], _EXAMPLES, seed)
 
 

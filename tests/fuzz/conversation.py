@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from .grammar import (
     CLIENT_FLAGS,
@@ -76,21 +77,43 @@ def check_conversation(served: Served, conversation: Conversation, pieces: list[
     served.check_stores()
 
 
-def check_contents(served: Served, export: str, structured: bool, drafts: list[Draft]) -> None:
-    """The disk reads as if nothing but the valid changes had happened, one after another.
+def check_contents(
+    served: Served, export: str, structured: bool, drafts: list[Draft], *, part: slice = slice(0, SIZE)
+) -> None:
+    """That part of the disk reads as if nothing but the valid changes had happened, one after another.
 
     Each has a connection of its own, and so waits for the one before.
     """
     expected = bytearray(SIZE)
-    for number, draft in enumerate((Draft(0, WRITE_ZEROES, 0, SIZE), *drafts)):
+    start, length = part.start, part.stop - part.start
+    for number, draft in enumerate((Draft(0, WRITE_ZEROES, start, length), *drafts)):
         conversation = Conversation(export, structured, structured, [draft], first_cookie=number)
         check_conversation(served, conversation, [])
         if not violations(draft, conversation.client) and draft.command in (WRITE, TRIM, WRITE_ZEROES):
             value = number if draft.command == WRITE else 0
             expected[draft.offset : draft.offset + draft.length] = bytes([value]) * draft.length
-    everything = Conversation(export, False, False, [Draft(0, READ, 0, SIZE)])
+    everything = Conversation(export, False, False, [Draft(0, READ, start, length)])
     received = served.exchange([everything.negotiation + everything.requests])
-    assert received[-SIZE:] == expected
+    assert received[-length:] == expected[part]
+
+
+def check_crowd(served: Served, export: str, structured: bool, crowd: list[list[Draft]]) -> None:
+    """Clients at the same time, each in a part of the disk that is its own but for the blocks at its ends."""
+    step = SIZE // len(crowd) - 1  # an odd number of bytes
+    with ThreadPoolExecutor(len(crowd)) as threads:
+        checks = []
+        for number, drafts in enumerate(crowd):
+            part = slice(number * step, (number + 1) * step)
+            moved = [_moved(draft, part) for draft in drafts]
+            checks.append(threads.submit(check_contents, served, export, structured, moved, part=part))
+        for check in checks:
+            check.result()
+
+
+def _moved(draft: Draft, part: slice) -> Draft:
+    """The same within a part of the disk."""
+    offset = part.start + draft.offset % (part.stop - part.start)
+    return replace(draft, offset=offset, length=min(draft.length, part.stop - offset))
 
 
 def _check_answer(draft: Draft, answer: Answer, conversation: Conversation) -> None:

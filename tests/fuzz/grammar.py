@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 SIZE = 1 << 16
 """The size in bytes of every disk here: small, so that requests meet each other and the end."""
-EXPORTS = ("held", "öffen", "closed", "read-only")
+EXPORTS = ("held", "öffen", "closed", "read-only", "busy", "in place")
+"""Named for the disk's state: `busy` is sealed and released all the time, and has so little room that writes
+wait for it; `in place` is open, and long writes are received to where they belong."""
+WRITABLE = ("held", "öffen", "busy", "in place")
 PAYLOAD_SENT_MAX = 2 * SIZE
 """The longest payload that is really sent, of a write that the disk is too small for."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +20,20 @@ import trio
 
 from diskbuf.buffer import DiskBuffer
 from diskbuf.extents import Bytes
-from diskbuf.server import serve_nbd_unix
+from diskbuf.server import serve_nbd_tcp, serve_nbd_unix
 from diskbuf.store import Allocation
 
-from .grammar import EXPORTS, SIZE
+from .grammar import CLIENT_FLAGS, EXPORTS, SIZE, STARTTLS, option
 
 PATIENCE_S = 20.0
 """Far beyond what any exchange takes: a server that hangs fails."""
 _LIMIT_BYTES = 1 << 30  # far beyond what a disk of SIZE can hold: nobody waits for a release
+_LIMIT_BUSY_BYTES = 2048
+_EPOCH_S = 0.001
+
+
+HOST = "localhost"
+_GREETING_BYTES, _ACKNOWLEDGEMENT_BYTES = 18, 20
 
 
 class RecordingStore:
@@ -69,6 +78,13 @@ class RecordingStore:
         rest = [Allocation(length - first, hole=True, zero=True)] if length > first else []
         return [Allocation(first, hole=False, zero=False), *rest]
 
+    def write_view(self, offset: int, length: int) -> memoryview | None:
+        self._check("write_view", offset, length, changing=True)
+        return self._image[offset : offset + length] if self._views else None
+
+    def note_written(self, offset: int, length: int) -> None:
+        self._check("note_written", offset, length, changing=True)
+
     def sync(self) -> None:
         pass
 
@@ -81,14 +97,25 @@ class RecordingStore:
             raise AssertionError(self.strays[-1])
 
 
+def contexts(key: Path, certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's, with a certificate for HOST that vouches for itself."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    return server, ssl.create_default_context(cafile=str(certificate))
+
+
 class Served:
     """A server with one disk in each state. Leaving the block ends it, and fails if it crashed, hung, left
     a thread or a descriptor behind, or had its stores asked for what they haven't got."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None) -> None:
+        """With `tls`, the server's context and a client's, all that is asked for travels encrypted, over
+        TCP."""
         self.stores = {
-            name: RecordingStore(read_only=name == "read-only", views=name != "öffen") for name in EXPORTS
+            name: RecordingStore(read_only=name == "read-only", views=name not in ("öffen", "busy"))
+            for name in EXPORTS
         }
+        self._encrypted = tls
         self._failure: BaseException | None = None
         self._started = threading.Event()
         self._end: trio.Event | None = None
@@ -131,6 +158,9 @@ class Served:
     def exchange(self, pieces: list[bytes], *, patient: bool = True) -> bytes:
         """Say the pieces one by one to a new connection, then nothing more; all that the server answers until
         it hangs up. An impatient client hangs up itself, and reads nothing."""
+        if self._encrypted is not None:
+            with socket.create_connection(("127.0.0.1", self._port), PATIENCE_S) as client:
+                return _exchange_encrypted(client, self._encrypted[1], pieces, patient)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(os.fspath(self.path))
             client.setblocking(False)
@@ -144,14 +174,22 @@ class Served:
             self._started.set()
 
     async def _serve(self) -> None:
-        buffers = {name: DiskBuffer(store, limit_bytes=_LIMIT_BYTES) for name, store in self.stores.items()}
+        buffers = {
+            name: DiskBuffer(store, limit_bytes=_LIMIT_BUSY_BYTES if name == "busy" else _LIMIT_BYTES)
+            for name, store in self.stores.items()
+        }
         buffers["held"].hold(1)
-        await buffers["öffen"].open()
-        await buffers["read-only"].open()
+        for name in ("öffen", "read-only", "in place"):
+            await buffers[name].open()
         self._end = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_nbd_unix, self.path, buffers)
+            nursery.start_soon(_seal_and_release, buffers["busy"])
+            if self._encrypted is None:
+                await nursery.start(serve_nbd_unix, self.path, buffers)
+            else:
+                serve = partial(serve_nbd_tcp, "127.0.0.1", 0, buffers, tls=self._encrypted[0])
+                ((_, self._port),) = await nursery.start(serve)
             self._started.set()
             await self._end.wait()
             nursery.cancel_scope.cancel()
@@ -202,6 +240,45 @@ def _exchange(client: socket.socket, pieces: list[bytes], patient: bool) -> byte
             pending[0] = pending[0][sent:]
             if not pending[0]:
                 del pending[0]
+
+
+async def _seal_and_release(buffer: DiskBuffer) -> None:
+    """An epoch after the other, for ever."""
+    for epoch in count(1):
+        if epoch == 1:
+            buffer.hold(epoch)
+        await trio.sleep(_EPOCH_S)
+        buffer.seal(epoch)
+        await buffer.release(epoch)
+
+
+def _exchange_encrypted(
+    client: socket.socket, context: ssl.SSLContext, pieces: list[bytes], patient: bool
+) -> bytes:
+    """As `_exchange`, once both sides have begun TLS. The client flags went before it, in clear.
+
+    All is sent before anything is read: a socket has room for the answers.
+    """
+    received = _received(client, _GREETING_BYTES)
+    client.sendall(CLIENT_FLAGS + option(STARTTLS))
+    _received(client, _ACKNOWLEDGEMENT_BYTES)
+    hung_up = suppress(ssl.SSLError, BrokenPipeError, ConnectionResetError)  # before it had read all
+    with context.wrap_socket(client, server_hostname=HOST) as encrypted, hung_up:
+        encrypted.sendall(b"".join(pieces).removeprefix(CLIENT_FLAGS))
+        if patient:
+            # Without close_notify: to Python's wrapper that would be the end of both directions.
+            socket.socket.shutdown(encrypted, socket.SHUT_WR)
+            while part := encrypted.recv(1 << 16):
+                received += part
+    return received
+
+
+def _received(client: socket.socket, length: int) -> bytes:
+    received = b""
+    while len(received) < length:
+        received += (part := client.recv(length - len(received)))
+        assert part, "the server hung up before TLS began"
+    return received
 
 
 def _hush(client: socket.socket) -> None:

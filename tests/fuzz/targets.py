@@ -9,8 +9,20 @@ from hypothesis import strategies as st
 
 from diskbuf.negotiation import Tls
 
-from .conversation import Conversation, check_contents, check_conversation
-from .grammar import CHANGES, CONVERSATIONS, DRAFTS, EXPORTS, NEGOTIATIONS, NOISE, PIECES, SIZE, Draft, cut
+from .conversation import Conversation, check_contents, check_conversation, check_crowd
+from .grammar import (
+    CHANGES,
+    CONVERSATIONS,
+    DRAFTS,
+    EXPORTS,
+    NEGOTIATIONS,
+    NOISE,
+    PIECES,
+    SIZE,
+    WRITABLE,
+    Draft,
+    cut,
+)
 from .oracle import Client
 from .properties import check_gate, check_header, check_negotiation
 from .served import Served
@@ -29,7 +41,7 @@ CLIENTS = st.builds(
 
 
 PURE = ("negotiation", "gate", "header")
-SERVED = ("conversation", "contents", "connecting", "noise")
+SERVED = ("conversation", "contents", "crowd", "connecting", "noise")
 
 
 def pure() -> dict[str, Target]:
@@ -59,9 +71,13 @@ def against(served: Served) -> dict[str, Target]:
     ) -> None:
         check_conversation(served, Conversation(export, structured, contexts, drafts), pieces)
 
-    @given(st.sampled_from(("held", "öffen")), st.booleans(), CHANGES)
+    @given(st.sampled_from(WRITABLE), st.booleans(), CHANGES)
     def contents(export: str, structured: bool, drafts: list[Draft]) -> None:
         check_contents(served, export, structured, drafts)
+
+    @given(st.sampled_from(WRITABLE), st.booleans(), st.lists(CHANGES, min_size=2, max_size=5))
+    def crowd(export: str, structured: bool, changes: list[list[Draft]]) -> None:
+        check_crowd(served, export, structured, changes)
 
     @given(NEGOTIATIONS, PIECES, st.booleans())
     def connecting(data: bytes, pieces: list[int], patient: bool) -> None:
@@ -74,7 +90,7 @@ def against(served: Served) -> dict[str, Target]:
         served.exchange(cut(negotiation + data, pieces), patient=patient)
         served.check_stores()
 
-    return dict(zip(SERVED, (conversation, contents, connecting, noise), strict=True))
+    return dict(zip(SERVED, (conversation, contents, crowd, connecting, noise), strict=True))
 
 
 def run(target: Target, examples: int, seed_number: int | None = None) -> None:

@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from fakes.certificate import make_certificate
 
 from diskbuf.errors import ProtocolError, RequestError
+from diskbuf.extents import Bytes
 from diskbuf.negotiation import Negotiation, Tls
 from diskbuf.wire import Request, Terms, validate_request
 
-from .conversation import Conversation, check_conversation
+from .conversation import Conversation, check_conversation, check_crowd
 from .grammar import BLOCK_STATUS, CLIENT_FLAGS, LIST, READ, SIZE, WRITE, Draft, option
 from .oracle import Client, answers
 from .properties import Gate, check_gate, check_negotiation
-from .served import RecordingStore, Served
+from .served import RecordingStore, Served, contexts
 from .targets import PURE, SERVED, against, pure, run
 
 
@@ -29,6 +32,13 @@ def test_the_running_server(target: str) -> None:
     with Served() as served:
         run(against(served)[target], examples=100)
         # Whatever its clients did, it serves the next one.
+        check_conversation(served, Conversation("held", True, True, [Draft(0, READ, 0, SIZE)]), [])
+
+
+@pytest.mark.parametrize("target", SERVED)
+def test_the_running_server_over_tls(target: str, tmp_path: Path) -> None:
+    with Served(contexts(*make_certificate(tmp_path))) as served:
+        run(against(served)[target], examples=20)
         check_conversation(served, Conversation("held", True, True, [Draft(0, READ, 0, SIZE)]), [])
 
 
@@ -101,6 +111,27 @@ def test_a_broken_negotiation_is_caught(broken: Callable[..., Negotiation]) -> N
 def test_a_crash_is_caught() -> None:
     with pytest.raises(UnicodeDecodeError):
         check_negotiation(b"\xff\xff\xff\xff", [], Tls.NONE, Crashing)
+
+
+class ForgetfulStore(RecordingStore):
+    """Its second write of an address is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(read_only=False, views=False)
+        self._written: set[int] = set()
+
+    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
+        if offset not in self._written:
+            self._written.add(offset)
+            super().write(offset, pieces)
+
+
+def test_a_crowd_notices_what_is_lost() -> None:
+    with Served() as served:
+        served.stores["busy"].write = ForgetfulStore().write  # type: ignore[method-assign]
+        twice = [Draft(0, WRITE, 0, 600), Draft(0, WRITE, 0, 600)]
+        with pytest.raises(AssertionError):
+            check_crowd(served, "busy", True, [twice, twice])
 
 
 def chunk(kind: int, payload: bytes, *, cookie: int = 0, done: int = 1) -> bytes:
