@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +42,7 @@ class NbdServer:
             self._listening.listen(16)
             self.uri = f"nbd+unix:///?socket={path}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch = TemporaryDirectory()  # nbdkit's scripts, which it leaves behind when it is killed
+        self._scratch = TemporaryDirectory()  # for what a killed server leaves behind
         self.start()
 
     def start(self) -> None:
@@ -80,6 +81,13 @@ class NbdServer:
         self._listening.close()
 
     def close(self) -> None:
+        """In order, so that nbdkit's script plugins remove what they have written below /tmp, wherever
+        TMPDIR is."""
+        if self._process is not None:
+            self.go_on()
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_S)
         self.kill()
         self._listening.close()
         self._scratch.cleanup()

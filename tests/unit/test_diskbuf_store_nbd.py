@@ -287,7 +287,7 @@ def test_all_who_wait_share_one_search(serve: Serve, opened: Open, image: Path) 
 
 
 def test_an_operation_that_kills_its_server_ends(serve: Serve, opened: Open) -> None:
-    server = serve("eval", f"get_size=echo {SIZE}", "pread=kill -KILL $PPID; exit 1")
+    server = serve("eval", f"get_size=echo {SIZE}", "pread=rm -r ${0%/*}; kill -KILL $PPID; exit 1")
     store = opened(server, read_only=True)
 
     def restart() -> None:
