@@ -142,7 +142,7 @@ class PlugWiring:
             self._joined = True
 
     def check_guest(self) -> None:
-        """The redirect is looked for once a second, which takes about 0.4 ms."""
+        """The redirect is looked for once a second, which takes about a millisecond."""
         self._queue.check(self._guest, self._guest_index)
         if (now := time.monotonic()) < self._redirect_due:
             return

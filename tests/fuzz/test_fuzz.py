@@ -113,25 +113,20 @@ def test_a_crash_is_caught() -> None:
         check_negotiation(b"\xff\xff\xff\xff", [], Tls.NONE, Crashing)
 
 
-class ForgetfulStore(RecordingStore):
-    """Its second write of an address is lost."""
-
-    def __init__(self) -> None:
-        super().__init__(read_only=False, views=False)
-        self._written: set[int] = set()
-
-    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
-        if offset not in self._written:
-            self._written.add(offset)
-            super().write(offset, pieces)
-
-
-def test_a_crowd_notices_what_is_lost() -> None:
+def test_a_crowd_notices_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with Served() as served:
-        served.stores["busy"].write = ForgetfulStore().write  # type: ignore[method-assign]
+        store = served.stores["öffen"]
+        write, written = store.write, set[int]()
+
+        def forget_the_second(offset: int, pieces: Sequence[Bytes]) -> None:
+            if offset not in written:
+                written.add(offset)
+                write(offset, pieces)
+
+        monkeypatch.setattr(store, "write", forget_the_second)
         twice = [Draft(0, WRITE, 0, 600), Draft(0, WRITE, 0, 600)]
         with pytest.raises(AssertionError):
-            check_crowd(served, "busy", True, [twice, twice])
+            check_crowd(served, "öffen", True, [twice, twice])
 
 
 def chunk(kind: int, payload: bytes, *, cookie: int = 0, done: int = 1) -> bytes:
