@@ -129,7 +129,8 @@ class DiskBuffer:
         self._gate.tell_beginnings()
 
     def ignore_flushes(self, ignored: bool) -> None:
-        """Whether flushes come from somebody else than the guest, and so are no outputs."""
+        """Whether flushes come from somebody else than the guest: they are no outputs, and are told of no
+        failure but their own."""
         self._gate.flushes_ignored = ignored
 
     def open_items(self) -> int:

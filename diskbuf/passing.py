@@ -73,6 +73,8 @@ class Passing:
         A store may tell only once what it has lost. So each client hears of it once, whoever's flush it was
         that failed: all were promised that a flush covers what anybody was answered (CAN_MULTI_CONN).
         """
+        if self._gate.flushes_ignored:
+            listener = None  # it isn't the guest that would hear of it
         if not self._gate.try_pass():
             self._tell(listener)
             return False

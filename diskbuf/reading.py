@@ -42,7 +42,8 @@ class Reading:
         self._in_memory = in_memory
 
     def from_store(self, read: Callable[[], _T]) -> _T:
-        """What `read` finds in the store, as new as the journal has applied. Raises `StoreError`."""
+        """What `read` finds in the store, as new as the journal has applied. Raises `StoreError`,
+        `JournalFormatError`."""
         while True:
             mended = 0 if self._journal is None else self._journal.losses_mended
             found = read()

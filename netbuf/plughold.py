@@ -202,8 +202,8 @@ class PlugHold:
         The guest may be running: what comes meanwhile stays behind what is held. When nothing is left to
         overtake, `run` has the kernel pass frames around the plug.
 
-        Only under a witness's grant. Raises `OpenError` when discarded, or `BrokenError`. When it is
-        cancelled, either nothing has left and the state is what it was, or the buffer is open.
+        Only under a witness's grant. Raises `OpenError` when discarded, or `BrokenError`; what the kernel
+        refuses half-way discards, too. Cancelled, it has let nothing out, or the buffer is open.
         """
         async with self._leaving:  # here, and only here, it can be cancelled
             if self._ledger.state is HoldState.HOLDING:

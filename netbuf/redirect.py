@@ -264,18 +264,28 @@ class Network:
         )
 
     def redirects(self, source_index: int) -> list[int]:
+        """As `ingress_redirects`, for who means to take all filters away.
+
+        Raises `NameClashError` also if there are egress filters of another kind.
+        """
+        about = f"reading the filters of interface {source_index}"
+        self._refuse_strangers(self._filters(source_index, Hook.EGRESS, about), about)
+        return self.ingress_redirects(source_index)
+
+    def ingress_redirects(self, source_index: int) -> list[int]:
         """The indices to which ingress filters of an interface redirect, 0 for one that is gone.
 
         A gate's are among them, if it passes frames elsewhere than where they would go without a hold.
-
-        Raises `NameClashError` if there are filters of another kind, at either hook.
+        Raises `NameClashError` if there are filters of another kind. About 0.4 ms.
         """
         about = f"reading the filters of interface {source_index}"
         entries = self._filters(source_index, Hook.INGRESS, about)
-        # None of ours are there; but `unhook` takes what is.
-        if not all(map(_may_be_ours, entries + self._filters(source_index, Hook.EGRESS, about))):
-            raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
+        self._refuse_strangers(entries, about)
         return [_target(action, about) for entry in entries for action in _actions(entry)]
+
+    def _refuse_strangers(self, entries: list[Any], about: str) -> None:
+        if not all(map(_may_be_ours, entries)):
+            raise NameClashError(f"{about}: somebody else's are there; remove them or take another tap")
 
     def _filters(self, source_index: int, hook: Hook, about: str) -> list[Any]:
         try:

@@ -4,9 +4,9 @@
 
 A process of its own, since it lives in the client's network namespace. It says "ready" when all connections
 stand, begins when it is sent a line, and at the end prints one JSON object: `seconds`, `latencies_ms`, `at_s`
-(when each answer came). KIND is one of KINDS, or "write*N": N at a time, all of which are sent before the
-first is answered. CLIENTS is a number, or several with commas between them: so many ask in each of as many
-equal parts of the time.
+(when each answer came, of those in time). KIND is one of KINDS, or "write*N": N at a time, all of which are
+sent before the first is answered. CLIENTS is a number, or several with commas between them: so many ask in
+each of as many equal parts of the time.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def pause(context: click.Context, /, *, guests: tuple[str, ...], **options: Any)
 @_part("nbd", "connections", "seal", "guest")
 @click.option(
     "--disk-mib",
-    type=click.IntRange(256, 1 << 20),  # so much of it the guests' shorter jobs go over
+    type=click.IntRange(256, 4096),  # so much of it the guests' shorter jobs go over
     default=1024,
     show_default=True,
     help="The size of each disk.",

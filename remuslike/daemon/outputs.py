@@ -127,7 +127,8 @@ class Outputs:
             buffer.prepare()
 
     def guest_stands(self, stands: bool) -> None:
-        """From a pause's seal to its end, when flushes are QEMU's own: it flushes the disks when it saves."""
+        """From a pause's begin to its end, when flushes are QEMU's own: it flushes the disks when it stops
+        and when it saves."""
         for disk in self.disks:
             disk.ignore_flushes(stands)
 

@@ -201,6 +201,7 @@ class Protector:
                     await self._checkpoint(effect.epoch, base=effect.base)
                 case do.PauseGuest():
                     self._outputs.prepare()
+                    self._outputs.guest_stands(True)
                     await self._guest.pause()
                 case do.ResumeGuest():
                     await self._resume()
@@ -215,6 +216,7 @@ class Protector:
         self._outputs.prepare()
         began = time.perf_counter()
         self._pause_began = began
+        self._outputs.guest_stands(True)
         await self._guest.pause(capture_follows=True)
         sample.stop_ms = (time.perf_counter() - began) * 1e3
         self._hook("checkpoint.paused", epoch)
@@ -222,7 +224,6 @@ class Protector:
             return
         sealing = time.perf_counter()
         packets = self._outputs.open_packets
-        self._outputs.guest_stands(True)
         if not base:
             self._outputs.seal(epoch)
         elif not self._core.holding:

@@ -889,6 +889,26 @@ async def test_a_failed_flush_is_told_while_an_epoch_is_held(buffer: DiskBuffer,
     buffer.sync(client)
 
 
+@pytest.mark.parametrize("holding", [False, True])
+async def test_what_somebody_else_flushes_for_the_guest_keeps_the_news_for_it(
+    buffer: DiskBuffer, store: FakeStore, holding: bool
+) -> None:
+    """QEMU flushes when it stops the guest, and takes no notice of what comes of it."""
+    await buffer.open()
+    client = buffer.passing.listener()
+    store.failure = StoreIOError("broken by design")
+    with pytest.raises(StoreIOError):
+        await buffer.flush()
+    store.failure = None
+    if holding:
+        buffer.hold(1)
+    buffer.ignore_flushes(True)
+    buffer.sync(client)
+    buffer.ignore_flushes(False)
+    with pytest.raises(StoreIOError, match="by design"):
+        buffer.sync(client)
+
+
 async def test_a_client_may_come_while_a_flush_takes_its_time(buffer: DiskBuffer, store: FakeStore) -> None:
     await buffer.open()
     store.stall()

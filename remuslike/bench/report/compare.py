@@ -107,13 +107,14 @@ def compare(a: Run, b: Run, threshold: float, *, force: bool, only: Collection[s
 def by_chance(rounds: int) -> float:
     """How often the interval of a ratio of two times so many values of the same thing excludes 1.
 
-    Of three, when their ranges lie apart, as in 2 of the 20 orders in which they can come; of more, by the
-    level at most. No correction is made for it (of three rounds, Holm's or Bonferroni's would call nothing
-    worse, whatever it was): it is told, and who looks for one thing names that figure.
+    Of three, when their ranges lie apart, as in 2 of the 20 orders in which they can come. Of four, 6 or 7 in
+    a hundred by trial; of more, what the level leaves out at most. No correction is made for it (of three
+    rounds, Holm's or Bonferroni's would call nothing worse, whatever it was): it is told, and who looks for
+    one thing names that figure.
     """
     if rounds < ROUNDS_MIN:
         return 0.0
-    return 0.1 if rounds == ROUNDS_MIN else 1 - LEVEL
+    return {3: 0.1, 4: 0.065}.get(rounds, 1 - LEVEL)
 
 
 def _tells(figure: Figure, only: Collection[str]) -> bool:
